@@ -1,0 +1,243 @@
+"""What mail is while it moves: session, transaction, recipient, route, account, entry, delivery, outcome."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from gateway.address import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.message import Message
+
+#: What a recipient can be in the queue; the table of moves stands at the head of `queue/store.py`.
+RecipientState = Literal["queued", "attempting", "delivered", "failed", "expired", "held"]
+#: Where a transaction was born.
+Origin = Literal["smtp", "submission", "lmtp", "submit", "bounce", "forward", "list"]
+Result = Literal["delivered", "deferred", "failed"]
+#: The two delivery channels of qmail-send; they have schedules and concurrency of their own.
+Channel = Literal["local", "remote"]
+
+
+def new_id() -> str:
+    """Make a UUIDv7 (RFC 9562): unique without a central place, sorted by time."""
+    stamp = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    return str(
+        uuid.UUID(int=stamp << 80 | 7 << 76 | (random >> 68) << 64 | 2 << 62 | random & (1 << 62) - 1)
+    )
+
+
+@dataclass(slots=True)
+class Client:
+    """Who speaks to us. `name` is set only when forward-confirmed (A/AAAA of the PTR name gives `ip`)."""
+
+    ip: str
+    port: int = 0
+    name: str = ""
+
+
+@dataclass(slots=True)
+class Session:
+    """One connection, from its first byte to its last."""
+
+    id: str
+    #: Name of the listener, and its protocol: "smtp", "submission", "lmtp", "milter" or "submit".
+    listener: str
+    protocol: str
+    client: Client
+    #: The address that the client reached, without port.
+    local_ip: str = ""
+    #: What HELO, EHLO or LHLO said; "" before it came.
+    helo: str = ""
+    #: EHLO was used, so extensions count.
+    extended: bool = False
+    #: Cipher and version once TLS is up: "TLSv1.3 TLS_AES_256_GCM_SHA384".
+    tls: str = ""
+    #: The login, once authenticated.
+    user: str = ""
+    #: The client is gone; nobody reads a reply any more.
+    closed: bool = False
+    #: What plugins keep: stem -> their own object; use `Plugin.state`.
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One recipient, a value: `rewrite` plugins return changed copies (`recipient.at(...)`)."""
+
+    address: Address
+    #: As the client gave it; bounces show this one (RFC 3464's original recipient).
+    original: Address
+    #: Which rewrite plugin has claimed it ("locals", "virtual_domains"), "" when none has.
+    claimed: str = ""
+    #: What decided the last rewrite, for `mailward address`: "conf.d/10.yaml:4: example.org -> abc".
+    rule: str = ""
+    #: ESMTP parameters of RCPT (names in upper case, values as sent).
+    params: Mapping[str, str] = field(default_factory=dict)
+    #: Why this recipient is held, "" when it is not.
+    held: str = ""
+
+    @classmethod
+    def of(cls, address: str, **more: Any) -> Recipient:
+        """Make a recipient whose original address is the same."""
+        return cls(Address(address), Address(address), **more)
+
+    def at(self, address: str, *, claimed: str = "", rule: str = "") -> Recipient:
+        """Give this recipient under another address."""
+        return replace(self, address=Address(address), claimed=claimed or self.claimed, rule=rule or self.rule)
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One message on its way in, from MAIL to the reply after its last byte (or RSET)."""
+
+    #: Becomes the id of the queue entry.
+    id: str
+    sender: Address
+    origin: Origin
+    #: None for mail that was born here.
+    session: Session | None = None
+    recipients: list[Recipient] = field(default_factory=list)
+    #: ESMTP parameters of MAIL (names in upper case, values as sent).
+    params: Mapping[str, str] = field(default_factory=dict)
+    #: Id of the message that gave birth to this one (bounce, forward, list post).
+    parent: str = ""
+    held: str = ""
+    #: A stage said Discard: the client hears yes, nothing is queued.
+    discarded: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who controls a local part: the six strings of qmail-getpw and users/assign (qmail spec 6.1)."""
+
+    user: str
+    uid: int
+    gid: int
+    home: str
+    #: "" or "-": what stands between `.qmail` and the extension in file names.
+    dash: str = ""
+    #: The extension, in the case that the sender used.
+    ext: str = ""
+    #: What decided: "conf.d/30.yaml:7", "users/assign:3", "passwd".
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a recipient goes: the deliver plugin, and what its deliveries have in common."""
+
+    #: Stem of the plugin whose `deliver` is asked: "dot_qmail", "remote".
+    plugin: str
+    channel: Channel
+    #: Deliveries are grouped and limited by it: a host for remote, "" for local.
+    destination: str = ""
+    rule: str = ""
+
+
+@dataclass(slots=True)
+class EntryRecipient:
+    """A recipient in the queue. `number` names it within its entry, for good."""
+
+    number: int
+    recipient: Recipient
+    state: RecipientState = "queued"
+    #: None until `rewrite` and `route` have run (at the first claim).
+    route: Route | None = None
+    #: Attempts that have ended.
+    attempts: int = 0
+    #: When to try next, seconds since the epoch.
+    due: float = 0.0
+    #: What the last attempt said; bounces and `queue show` print it.
+    report: str = ""
+    #: Enhanced status of that attempt ("5.1.1"), "" when unknown.
+    status: str = ""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A message in the queue."""
+
+    id: str
+    sender: Address
+    message: Message
+    recipients: list[EntryRecipient]
+    #: When it was accepted, seconds since the epoch; time spent held does not count into its age.
+    birth: float
+    origin: Origin = "smtp"
+    parent: str = ""
+    #: ESMTP parameters of MAIL that matter behind the queue (BODY, SMTPUTF8; later RET, ENVID).
+    params: Mapping[str, str] = field(default_factory=dict)
+    #: Facts for events and `queue list`: session, client.ip, helo, listener, user.
+    facts: Mapping[str, str] = field(default_factory=dict)
+    #: What plugins keep with the entry: stem -> JSON.
+    notes: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One attempt of one entry, for one or many recipients with the same route."""
+
+    id: str
+    entry: Entry
+    route: Route
+    recipients: tuple[EntryRecipient, ...]
+    #: The envelope sender of this attempt: VERP `-@[]` is expanded, `#@[]` kept.
+    sender: Address
+    #: Counts from 1.
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """A message that a delivery or a bounce gives birth to; it is committed with the outcome."""
+
+    sender: Address
+    recipients: tuple[Address, ...]
+    message: Message
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended for one recipient (`number`)."""
+
+    number: int
+    result: Result
+    #: For the log, and for the bounce when it failed; lines are separated by LF.
+    text: str = ""
+    #: Enhanced status (RFC 3463), "" when there is none.
+    status: str = ""
+    #: What the remote host said, "" for local delivery.
+    reply: str = ""
+    #: The host that was spoken to, "name[ip]:port".
+    peer: str = ""
+    births: tuple[Birth, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A recipient that a bounce has to name."""
+
+    recipient: Recipient
+    text: str
+    status: str = ""
+    expired: bool = False
+
+
+def expand_verp(sender: Address, recipient: Address) -> Address:
+    """Expand `pre@host-@[]` for one recipient: `pre` + `box=dom` + `@host` (qmail spec 5.2)."""
+    stem = sender.removesuffix("-@[]")
+    if stem == sender or "@" not in stem or "@" not in recipient:
+        return sender
+    prefix, _, host = stem.rpartition("@")
+    box, _, domain = recipient.rpartition("@")
+    return Address(f"{prefix}{box}={domain}@{host}")

@@ -1,0 +1,109 @@
+"""Every exception that the gateway raises on purpose.
+
+GatewayError
+├── ConfigError           a setting is wrong: `file:line: message`
+│   └── PluginError       a plugin file cannot be loaded
+├── AddressError          bytes that are no mail address
+├── MessageError
+│   ├── MessageTooBig     over a size limit               (552 5.3.4)
+│   └── MessageMalformed  bytes that no message may hold  (550 5.5.2)
+├── QueueError            the store cannot do it now      (451 4.3.0)
+│   ├── QueueFull         no room on stable storage       (452 4.3.1)
+│   ├── QueueLocked       another gateway owns it
+│   └── QueueDamaged      the store's file is not whole
+├── ListenError           a listener cannot have its address
+└── ControlError          no running gateway, or it refused a command
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class GatewayError(Exception):
+    """Root of all errors that the gateway raises on purpose; the text says what to do next."""
+
+
+class Place(NamedTuple):
+    """Where in a file something stands; lines and columns count from 1."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        """Write `file:line`, as compilers do."""
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong in the configuration."""
+
+    message: str
+    place: Place | None = None
+
+    def __str__(self) -> str:
+        """Write `file:line: message`."""
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+
+class ConfigError(GatewayError):
+    """The configuration is wrong; nothing was started or changed.
+
+    `problems` holds each one, so that one `check` shows them all.
+    """
+
+    def __init__(self, problems: str | Problem | Sequence[Problem]) -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems)
+        if isinstance(problems, Problem):
+            problems = [problems]
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class PluginError(ConfigError):
+    """A plugin file cannot be loaded, or breaks the contract of a plugin."""
+
+
+class AddressError(GatewayError):
+    """These bytes are no mail address."""
+
+
+class MessageError(GatewayError):
+    """A message cannot be taken."""
+
+
+class MessageTooBig(MessageError):
+    """The message, or its header, is over the limit."""
+
+
+class MessageMalformed(MessageError):
+    """A bare CR, a bare LF or a NUL in the message (RFC 5321 section 2.3.8)."""
+
+
+class QueueError(GatewayError):
+    """The store cannot do this now; what it holds is safe."""
+
+
+class QueueFull(QueueError):
+    """No room is left on stable storage."""
+
+
+class QueueLocked(QueueError):
+    """Another process owns this shard."""
+
+
+class QueueDamaged(QueueError):
+    """The store's file fails its own check."""
+
+
+class ListenError(GatewayError):
+    """A listener cannot have its address."""
+
+
+class ControlError(GatewayError):
+    """No gateway is running here, or it refused the command."""

@@ -1,0 +1,132 @@
+"""Section and Plugin: the bases of every plugin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeVar
+
+from gateway.units import Duration
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from gateway.chain import Chain
+    from gateway.events import Event
+    from gateway.hookspecs import Stages as _Base
+    from gateway.services import Clock, Counters, Dns
+else:
+    _Base = object
+
+T = TypeVar("T")
+
+
+class Section(BaseModel):
+    """Settings of a plugin: subclass it as `Settings`, one field an option, `#:` comments above each.
+
+    The keys below are every plugin's; a subclass may not redefine them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    #: Run this plugin; false takes it out of the chain.
+    enabled: bool = True
+    #: Stems of plugins that must be asked after this one.
+    before: list[str] = []
+    #: Stems of plugins that must be asked before this one.
+    after: list[str] = []
+    #: What the client hears when this plugin fails: `defer` (451 4.3.0), or `skip` as if it had said nothing.
+    on_error: Literal["defer", "skip"] = "defer"
+    #: The longest that one call may wait.
+    deadline: Duration = Field(default=30.0, gt=0)
+    #: Only log what it would have said.
+    dry_run: bool = False
+    #: For an installed plugin that takes a bundled plugin's stem: the distribution that may.
+    distribution: str = ""
+
+
+S = TypeVar("S", bound=Section, default=Section)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What every plugin may know of the gateway that it runs in."""
+
+    #: The gateway's own name, for greetings, Received and bounces.
+    hostname: str
+    #: Where mail for a postmaster without an account goes.
+    postmaster: str
+    #: Where state lives; a plugin may keep files in `state / stem`.
+    state: Path
+    #: Relative paths in settings start here.
+    base: Path
+    #: Seconds that a message may wait in the queue.
+    lifetime: float
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What plugins may use and tests may fake; one set for a whole gateway."""
+
+    clock: Clock
+    dns: Dns
+    counters: Counters
+
+
+class Context:
+    """What the loader hands to a plugin's constructor. `chain` is set when the chain is built."""
+
+    def __init__(
+        self,
+        stem: str,
+        settings: Any,
+        site: Site,
+        services: Services,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self.stem = stem
+        self.settings = settings
+        self.site = site
+        self.services = services
+        self.log = log
+        self.chain: Chain | None = None
+
+
+class Plugin(_Base, Generic[S]):
+    """Base of every plugin: one instance per configuration.
+
+    Override the stages of `gateway.Stages` that you want, each marked with `@hookimpl`.
+    Do not keep state of sessions in `self`: see `state`.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.stem = context.stem
+        self.settings: S = context.settings
+        self.site = context.site
+        self.log = context.log
+        self.clock = context.services.clock
+        self.dns = context.services.dns
+        self.counters = context.services.counters
+
+    @property
+    def chain(self) -> Chain:
+        """The chain that this plugin is in, to ask other stages (`rewrite`, `route`, `account`, `exists`)."""
+        if self._context.chain is None:
+            raise RuntimeError("the chain is not built yet: ask it from startup() on")
+        return self._context.chain
+
+    def emit(self, event: Event) -> None:
+        """Tell a fact; it goes to the journal."""
+        self.chain.emit(event)
+
+    def state(self, holder: Any, kind: type[T]) -> T:
+        """Give this plugin's own object on a session or transaction, made by `kind()` at first use."""
+        found = holder.notes.get(self.stem)
+        if not isinstance(found, kind):
+            found = holder.notes[self.stem] = kind()
+        return found

@@ -1,0 +1,1 @@
+"""The queue: the contract of stores, the schedule, and the dispatcher."""

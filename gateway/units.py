@@ -1,0 +1,84 @@
+"""Durations, sizes and socket addresses as people write them in YAML. Pure: no IO."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_BYTES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def parse_duration(value: Any) -> float:
+    """Read `30s`, `5m`, `12h`, `7d`, `2w`; gives seconds. Raises ValueError."""
+    if isinstance(value, float):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", str(value))
+    if not match:
+        raise ValueError("write a time as 30s, 5m, 12h or 7d")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def format_duration(seconds: float) -> str:
+    """Write seconds as `parse_duration` reads them, in the largest unit that fits."""
+    for unit, size in reversed(_SECONDS.items()):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"
+
+
+def parse_size(value: Any) -> int:
+    """Read `500`, `64K`, `10M`, `2G`; gives bytes. Raises ValueError."""
+    match = re.fullmatch(r"(\d+)([KMG]?)", str(value))
+    if not match:
+        raise ValueError("write a size as 500, 64K, 10M or 2G")
+    return int(match[1]) * _BYTES[match[2]]
+
+
+def format_size(size: int) -> str:
+    """Write bytes as `parse_size` reads them, in the largest unit that fits."""
+    for unit, factor in reversed(_BYTES.items()):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A place to listen at or connect to: `host:port`, `*:25`, `[::1]:25`, `unix:/path`."""
+
+    host: str
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: Any) -> Endpoint:
+        """Read the written form. Raises ValueError."""
+        if isinstance(text, Endpoint):
+            return text
+        if str(text).startswith("unix:/"):
+            return cls("", 0, str(text)[len("unix:") :])
+        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):(\d{1,5})", str(text))
+        if not match or int(match[3]) > 65535:  # noqa: PLR2004
+            raise ValueError("write an address as host:port, *:25, [::1]:25 or unix:/path")
+        return cls(match[1] or match[2], int(match[3]))
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_network(value: Any) -> Network:
+    """Read `192.0.2.0/24`, `192.0.2.7` or an IPv6 network. Raises ValueError."""
+    return ipaddress.ip_network(str(value), strict=True)
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
+Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
+Address = Annotated[Endpoint, BeforeValidator(Endpoint.parse), PlainSerializer(str)]
