@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from gateway.hookspecs import Stages as _Base
     from gateway.services import Clock, Counters, Dns
 else:
-    _Base = object
+
+    class _Base:
+        """At run time a plugin inherits nothing from Stages: an unused stage must not look implemented."""
+
 
 T = TypeVar("T")
 
