@@ -11,6 +11,7 @@ GatewayError
 │   ├── QueueFull         no room on stable storage       (452 4.3.1)
 │   ├── QueueLocked       another gateway owns it
 │   └── QueueDamaged      the store's file is not whole
+├── JournalError          events cannot be made safe now  (451 4.3.0)
 ├── ListenError           a listener cannot have its address
 └── ControlError          no running gateway, or it refused a command
 """
@@ -99,6 +100,10 @@ class QueueLocked(QueueError):
 
 class QueueDamaged(QueueError):
     """The store's file fails its own check."""
+
+
+class JournalError(GatewayError):
+    """The journal cannot be written, or another process writes it; facts are not safe on disk."""
 
 
 class ListenError(GatewayError):

@@ -1,11 +1,20 @@
-"""The vocabulary of events: one class per fact. The journal adds time, host, stream and sequence."""
+"""The vocabulary of events: one class per fact. The journal adds time, host, stream and sequence.
+
+An event is emitted once for a fact that has happened, never for one that is hoped for. The class says how
+much it matters: `fate` (what became of a message; survives any kill), `security` (who tried what), `other`.
+A name never changes its meaning; a field may be added; anything else raises SCHEMA.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import uuid
+import os
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, dataclass_transform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Severity = Literal["debug", "info", "notice", "warning", "error", "critical"]
 #: fate: what became of a message (survives any kill); security: who tried what; other: the rest.
@@ -16,6 +25,8 @@ SCHEMA = 1
 #: name -> class, filled by `@event`.
 VOCABULARY: dict[str, type[Event]] = {}
 
+E = TypeVar("E", bound="Event")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -24,17 +35,29 @@ class Event:
     NAME: ClassVar[str] = ""
     CLASS: ClassVar[EventClass] = "other"
     SEVERITY: ClassVar[Severity] = "info"
+    #: It happens once for a message, recipient and attempt, so a second one is a repeat and has the same id.
+    ONCE: ClassVar[bool] = False
+    KEYS: ClassVar[tuple[str, ...]] = ()
+    VALUES: ClassVar[Callable[[Event], tuple[Any, ...]]]
 
+    #: Id of the connection.
     session: str = ""
-    #: Id of the queue entry.
+    #: Id of the queue entry; a transaction has it from MAIL on.
     message: str = ""
+    #: The address that the fact is about: as the client gave it before the queue, as routed behind it.
     recipient: str = ""
+    #: Number of the recipient within its entry.
+    number: int = 0
+    #: Counts from 1.
     attempt: int = 0
     #: Id of the message that gave birth to this one.
     parent: str = ""
     client_ip: str = field(default="", metadata={"key": "client.ip"})
+    #: Name of the listener.
     listener: str = ""
+    #: The login of the client.
     user: str = ""
+    #: Stem of the plugin that decided, delivered or failed.
     plugin: str = ""
     #: A short word that says why ("relay", "unknown_recipient").
     reason: str = ""
@@ -46,21 +69,385 @@ class Event:
     recovered: bool = False
 
     def identity(self) -> str:
-        """Give the id: for a fate made from message, recipient and attempt, so that a repeat can be dropped."""
-        if self.CLASS == "fate" and self.message:
-            key = f"{self.NAME}\0{self.message}\0{self.recipient}\0{self.attempt}\0{self.actor}"
-            digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-            return str(uuid.UUID(bytes=digest, version=8))
-        return str(uuid.uuid4())
+        """Give the id: made from message, recipient and attempt where a repeat is to be dropped by it."""
+        if self.ONCE and self.message:
+            key = f"{self.NAME}\0{self.message}\0{self.recipient}\0{self.number}\0{self.attempt}"
+            found = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+            return _uuid(found, "8")
+        return _uuid(os.urandom(16).hex(), "4")
 
     def facts(self) -> dict[str, Any]:
         """Give the fields that are set, under their JSON names."""
-        found = {}
-        for name, key in _keys(type(self)):
-            value = getattr(self, name)
-            if value not in ("", 0, False, None, (), []):
-                found[key] = value
-        return found
+        cls = type(self)
+        return {key: value for key, value in zip(cls.KEYS, cls.VALUES(self), strict=True) if value}
 
 
-_KEYS: dict[type[Event], tuple[tuple[str, str], ...]] = {}
+def _uuid(digits: str, version: str) -> str:
+    """Write 32 hexadecimal digits as a UUID (RFC 9562); made by hand, since it is done for every event."""
+    return f"{digits[:8]}-{digits[8:12]}-{version}{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
+def event(
+    name: str, klass: EventClass = "other", severity: Severity = "info", *, once: bool = False
+) -> Callable[[type[E]], type[E]]:
+    """Make a class an event of the vocabulary."""
+
+    def mark(cls: type[E]) -> type[E]:
+        made = dataclass(frozen=True, slots=True, kw_only=True)(cls)
+        made.NAME, made.CLASS, made.SEVERITY, made.ONCE = name, klass, severity, once
+        found = fields(made)
+        made.KEYS = tuple(one.metadata.get("key", one.name) for one in found)
+        made.VALUES = attrgetter(*(one.name for one in found))
+        VOCABULARY[name] = made
+        return made
+
+    return mark
+
+
+@event("gateway.started", severity="notice")
+class GatewayStarted(Event):
+    """All listeners are open and the queue is being worked."""
+
+    version: str = ""
+    #: "mx smtp 0.0.0.0:25", one for each listener.
+    listeners: tuple[str, ...] = ()
+    pid: int = 0
+
+
+@event("gateway.stopped", severity="notice")
+class GatewayStopped(Event):
+    """Nothing is received or delivered any more; `reason` names the signal or command."""
+
+    #: How long it ran, in seconds.
+    seconds: float = 0.0
+
+
+@event("config.loaded", severity="notice")
+class ConfigLoaded(Event):
+    """A configuration is in use, at the start or by a reload."""
+
+    folder: str = ""
+    files: int = 0
+    #: Stems of the plugins that run, in no order.
+    plugins: tuple[str, ...] = ()
+    #: Counts reloads; 1 is the start.
+    generation: int = 0
+
+
+@event("config.rejected", "security", "error")
+class ConfigRejected(Event):
+    """A new configuration is wrong; the old one stays in use."""
+
+    folder: str = ""
+    #: `file:line: message`, one for each.
+    problems: tuple[str, ...] = ()
+
+
+@event("plugin.loaded")
+class PluginLoaded(Event):
+    """A plugin's file was run and an instance made."""
+
+    file: str = ""
+    #: "bundled", "site" or "installed".
+    source: str = ""
+
+
+@event("plugin.replaced", "security", "notice")
+class PluginReplaced(Event):
+    """A file of a bundled plugin's stem took its place."""
+
+    file: str = ""
+    #: The file that does not run.
+    replaced: str = ""
+
+
+@event("plugin.failed", "security", "error")
+class PluginFailed(Event):
+    """A plugin raised an exception or gave something that its stage does not take."""
+
+    stage: str = ""
+    #: The exception on one line.
+    error: str = ""
+    #: The traceback; clients never see it.
+    traceback: str = ""
+
+
+@event("plugin.timed_out", "security", "error")
+class PluginTimedOut(Event):
+    """A plugin did not answer within its deadline."""
+
+    stage: str = ""
+    #: The deadline.
+    seconds: float = 0.0
+    traceback: str = ""
+
+
+@event("plugin.logged")
+class PluginLogged(Event):
+    """A plugin said something by `self.log`."""
+
+    text: str = ""
+    #: The severity that the plugin gave it.
+    level: Severity = field(default="info", metadata={"key": "severity"})
+    #: What the plugin added by keyword.
+    details: dict[str, Any] = field(default_factory=dict)
+    traceback: str = ""
+
+
+@event("library.logged")
+class LibraryLogged(Event):
+    """A library that the gateway uses logged a warning or worse."""
+
+    text: str = ""
+    #: The severity that the library gave it.
+    level: Severity = field(default="warning", metadata={"key": "severity"})
+    #: Name of the library's logger.
+    logger: str = ""
+    traceback: str = ""
+
+
+@event("session.opened")
+class SessionOpened(Event):
+    """A client has connected and `connect` let it in."""
+
+    protocol: str = ""
+    #: The client's forward-confirmed name.
+    client_name: str = field(default="", metadata={"key": "client.name"})
+    client_port: int = field(default=0, metadata={"key": "client.port"})
+
+
+@event("session.refused", "security", "notice")
+class SessionRefused(Event):
+    """A client was sent away at `connect` or at a limit."""
+
+    protocol: str = ""
+    client_name: str = field(default="", metadata={"key": "client.name"})
+    client_port: int = field(default=0, metadata={"key": "client.port"})
+
+
+@event("session.closed")
+class SessionClosed(Event):
+    """A connection is over; `reason` says how (quit, lost, timeout, disconnected, shutdown)."""
+
+    helo: str = ""
+    tls: str = ""
+    #: How long it was open.
+    seconds: float = 0.0
+    #: How many messages were accepted in it.
+    messages: int = 0
+
+
+@event("limit.exceeded", "security", "warning")
+class LimitExceeded(Event):
+    """A client went over a limit of the gateway or of a plugin."""
+
+    #: The setting: "recipients", "sessions_per_client".
+    limit: str = ""
+    #: Its value.
+    allowed: float = 0.0
+
+
+@event("sender.accepted")
+class SenderAccepted(Event):
+    """MAIL FROM was answered with 250."""
+
+    sender: str = ""
+
+
+@event("sender.refused", "security", "notice")
+class SenderRefused(Event):
+    """MAIL FROM was refused or deferred."""
+
+    sender: str = ""
+
+
+@event("recipient.accepted")
+class RecipientAccepted(Event):
+    """RCPT TO was answered with 250."""
+
+    sender: str = ""
+
+
+@event("recipient.refused", "security", "notice")
+class RecipientRefused(Event):
+    """RCPT TO was refused or deferred; a relay attempt has `reason: relay`."""
+
+    sender: str = ""
+
+
+@event("recipient.rewritten")
+class RecipientRewritten(Event):
+    """A queued recipient was given another address; `plugin` did it."""
+
+    #: The addresses that took its place.
+    to: tuple[str, ...] = ()
+    #: What decided: "conf.d/10.yaml:4: example.org -> abc".
+    rule: str = ""
+
+
+@event("message.accepted", "fate", once=True)
+class MessageAccepted(Event):
+    """A message is on stable storage; what it was born from says `origin` and `parent`."""
+
+    sender: str = ""
+    #: How many.
+    recipients: int = 0
+    #: Bytes, as stored.
+    size: int = 0
+    origin: str = ""
+    helo: str = ""
+
+
+@event("message.refused", "fate", "notice", once=True)
+class MessageRefused(Event):
+    """A message was refused or deferred after its last byte; nothing was queued."""
+
+    sender: str = ""
+    recipients: int = 0
+    size: int = 0
+
+
+@event("message.discarded", "fate", "notice", once=True)
+class MessageDiscarded(Event):
+    """The client heard 250, and the message (or one `recipient`) was dropped on a plugin's word."""
+
+    sender: str = ""
+
+
+@event("message.held", "fate", "notice")
+class MessageHeld(Event):
+    """A recipient of a queued message, or all, waits for a person."""
+
+
+@event("message.released", "fate", "notice")
+class MessageReleased(Event):
+    """A person let held recipients go."""
+
+
+@event("message.retried", "fate", "notice")
+class MessageRetried(Event):
+    """A person made recipients due at once."""
+
+
+@event("message.deleted", "fate", "warning", once=True)
+class MessageDeleted(Event):
+    """A person took a message out of the queue; nobody gets a bounce."""
+
+    sender: str = ""
+    #: The recipients that had not ended.
+    recipients: tuple[str, ...] = ()
+
+
+@event("message.bounced", "fate", "notice", once=True)
+class MessageBounced(Event):
+    """The sender is told which recipients failed; the bounce is a message of its own, with `parent`."""
+
+    sender: str = ""
+    #: Id of the bounce; "" when there is nobody to tell (a bounce of a double bounce).
+    bounce: str = ""
+    #: The recipients that failed.
+    recipients: tuple[str, ...] = ()
+
+
+@event("message.expired", "fate", "warning", once=True)
+class MessageExpired(Event):
+    """A recipient was in the queue for too long and is given up."""
+
+    #: Its age.
+    seconds: float = 0.0
+    #: What the last attempt said.
+    text: str = ""
+
+
+@event("message.finished", "fate", once=True)
+class MessageFinished(Event):
+    """The last recipient has ended, and the queue has forgotten the message."""
+
+    delivered: int = 0
+    failed: int = 0
+    #: From its birth to its end.
+    seconds: float = 0.0
+
+
+@event("delivery.started")
+class DeliveryStarted(Event):
+    """An attempt begins, for one recipient of it."""
+
+    #: Id of the attempt, which may have many recipients.
+    delivery: str = ""
+    channel: str = ""
+    #: What deliveries are grouped by: a host for remote.
+    destination: str = ""
+
+
+@event("delivery.delivered", "fate", once=True)
+class DeliveryDelivered(Event):
+    """A recipient has it: in its files on stable storage, or taken over by the host that is `peer`."""
+
+    delivery: str = ""
+    channel: str = ""
+    #: The host that took it, "name[ip]:port".
+    peer: str = ""
+    status: str = ""
+    #: What the deliver plugin said.
+    text: str = ""
+    #: How long the attempt took.
+    seconds: float = 0.0
+
+
+@event("delivery.deferred", "fate", "notice", once=True)
+class DeliveryDeferred(Event):
+    """An attempt failed for now; another follows at `next`."""
+
+    delivery: str = ""
+    channel: str = ""
+    peer: str = ""
+    status: str = ""
+    text: str = ""
+    seconds: float = 0.0
+    #: When the next attempt is due, seconds since the epoch.
+    next: float = 0.0
+
+
+@event("delivery.failed", "fate", "warning", once=True)
+class DeliveryFailed(Event):
+    """An attempt failed for good; the sender gets a bounce."""
+
+    delivery: str = ""
+    channel: str = ""
+    peer: str = ""
+    status: str = ""
+    text: str = ""
+    seconds: float = 0.0
+
+
+@event("events.dropped", "security", "error")
+class EventsDropped(Event):
+    """Events were lost, and how many of each class; `reason` is memory, max_size or output.
+
+    memory: the disk stayed full until the memory set aside for events was full too. max_size: the oldest
+    segment went before its time (`events`, of all classes). output: the reader of `output` is too slow; the
+    journal has them all.
+    """
+
+    fate: int = 0
+    security: int = 0
+    other: int = 0
+    events: int = 0
+    output: str = ""
+
+
+@event("journal.full", "security", "critical")
+class JournalFull(Event):
+    """The journal cannot be written; no recipient leaves the queue until it can."""
+
+    error: str = ""
+
+
+@event("journal.recovered", "security", "notice")
+class JournalRecovered(Event):
+    """The journal can be written again."""
+
+    #: How long it could not.
+    seconds: float = 0.0
