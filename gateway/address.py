@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from functools import cached_property
 
 from gateway.errors import AddressError
@@ -13,6 +14,7 @@ LONGEST = 899
 # Characters that make a local part need quotes (qmail's quote.c).
 _QUOTE = re.compile(r'[^!-~]|["(),:;<>@\[\\\]]|^\.|\.$|\.\.|^$')
 _ESCAPE = re.compile(r'["\\\r\n]')
+_FOLD = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _DECODED = re.compile(r"\\(.)|\"", re.DOTALL)
 
 
@@ -40,7 +42,7 @@ class Address(str):
     @cached_property
     def domain(self) -> str:
         """What stands after the last `@` in lower case, or ""."""
-        return self.rpartition("@")[2].lower() if "@" in self else ""
+        return lower(self.rpartition("@")[2]) if "@" in self else ""
 
     @property
     def is_ascii(self) -> bool:
@@ -53,6 +55,11 @@ class Address(str):
             return ""
         local, at, domain = self.rpartition("@") if "@" in self else (str(self), "", "")
         return f"{quote_local_part(local)}{at}{domain}"
+
+
+def lower(text: str) -> str:
+    """Fold the case of ASCII letters only: `str.lower` would make `k` of the Kelvin sign."""
+    return text.lower() if text.isascii() else text.translate(_FOLD)
 
 
 def quote_local_part(local: str) -> str:

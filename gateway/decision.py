@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from gateway.envelope import Recipient
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """Yes; ends this stage, not the ones after it."""
+    """Yes; ends this stage, not the ones after it.
+
+    At `relay`, `recipient` takes the place of the one that was asked about (qmail's RELAYCLIENT with a
+    value). `rule` says what decided, for `mailward address`: "tcp.smtp:3".
+    """
+
+    recipient: Recipient | None = field(default=None, kw_only=True)
+    rule: str = field(default="", kw_only=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     """An enhanced status code (RFC 3463) and the text that the client may see.
 
-    `reason` is a short word for the event ("relay", "unknown_recipient"); clients never see it.
+    `reason` is a short word for the event ("relay", "unknown_recipient"), `rule` says what decided, for
+    `mailward address` ("tcp.smtp:3"); clients never see either.
     Raises ValueError when the status is not of this decision's class.
     """
 
     status: str
     text: str
     reason: str = field(default="", kw_only=True)
+    rule: str = field(default="", kw_only=True, compare=False)
 
     CLASSES: ClassVar[str] = "45"
 

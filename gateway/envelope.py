@@ -59,6 +59,8 @@ class Session:
     extended: bool = False
     #: Cipher and version once TLS is up: "TLSv1.3 TLS_AES_256_GCM_SHA384".
     tls: str = ""
+    #: The largest message that this client may send, 0 for any; None when the gateway's limit counts.
+    message_size: int | None = None
     #: The login, once authenticated.
     user: str = ""
     #: The client is gone; nobody reads a reply any more.
