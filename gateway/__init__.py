@@ -1,1 +1,111 @@
-"""The main door."""
+"""The main door: all that a plugin may import, besides the doors of the families.
+
+Lazy, so that a small program that imports `gateway.x` loads nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gateway import controls as controls
+    from gateway import events as events
+    from gateway.address import Address as Address
+    from gateway.address import quote_local_part as quote_local_part
+    from gateway.decision import Accept as Accept
+    from gateway.decision import Decision as Decision
+    from gateway.decision import Defer as Defer
+    from gateway.decision import Discard as Discard
+    from gateway.decision import Disconnect as Disconnect
+    from gateway.decision import Hold as Hold
+    from gateway.decision import Reject as Reject
+    from gateway.envelope import Account as Account
+    from gateway.envelope import Birth as Birth
+    from gateway.envelope import Client as Client
+    from gateway.envelope import Delivery as Delivery
+    from gateway.envelope import Entry as Entry
+    from gateway.envelope import EntryRecipient as EntryRecipient
+    from gateway.envelope import Failure as Failure
+    from gateway.envelope import Outcome as Outcome
+    from gateway.envelope import Recipient as Recipient
+    from gateway.envelope import Route as Route
+    from gateway.envelope import Session as Session
+    from gateway.envelope import Transaction as Transaction
+    from gateway.envelope import new_id as new_id
+    from gateway.errors import ConfigError as ConfigError
+    from gateway.errors import DnsNotFound as DnsNotFound
+    from gateway.errors import DnsTemporary as DnsTemporary
+    from gateway.errors import GatewayError as GatewayError
+    from gateway.errors import Place as Place
+    from gateway.errors import Problem as Problem
+    from gateway.hookspecs import Stages as Stages
+    from gateway.hookspecs import hookimpl as hookimpl
+    from gateway.message import FileBody as FileBody
+    from gateway.message import Message as Message
+    from gateway.plugin import Plugin as Plugin
+    from gateway.plugin import Section as Section
+    from gateway.plugin import Site as Site
+    from gateway.routing import resolve as resolve
+    from gateway.units import Duration as Duration
+    from gateway.units import Endpoint as Endpoint
+    from gateway.units import Network as Network
+    from gateway.units import Size as Size
+    from gateway.units import parse_network as parse_network
+
+#: name -> the module it lives in; "" is a module that is a door itself.
+_HOME = {
+    "Accept": "decision",
+    "Account": "envelope",
+    "Address": "address",
+    "Birth": "envelope",
+    "Client": "envelope",
+    "ConfigError": "errors",
+    "Decision": "decision",
+    "Defer": "decision",
+    "Delivery": "envelope",
+    "Discard": "decision",
+    "Disconnect": "decision",
+    "DnsNotFound": "errors",
+    "DnsTemporary": "errors",
+    "Duration": "units",
+    "Endpoint": "units",
+    "Entry": "envelope",
+    "EntryRecipient": "envelope",
+    "Failure": "envelope",
+    "FileBody": "message",
+    "GatewayError": "errors",
+    "Hold": "decision",
+    "Message": "message",
+    "Network": "units",
+    "Outcome": "envelope",
+    "Place": "errors",
+    "Plugin": "plugin",
+    "Problem": "errors",
+    "Recipient": "envelope",
+    "Reject": "decision",
+    "Route": "envelope",
+    "Section": "plugin",
+    "Session": "envelope",
+    "Site": "plugin",
+    "Size": "units",
+    "Stages": "hookspecs",
+    "Transaction": "envelope",
+    "controls": "",
+    "events": "",
+    "hookimpl": "hookspecs",
+    "new_id": "envelope",
+    "parse_network": "units",
+    "quote_local_part": "address",
+    "resolve": "routing",
+}
+__all__ = list(_HOME)  # noqa: PLE0605 - a table, so that name and home stand once
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'gateway' has no attribute {name!r}")
+    if not home:
+        return import_module(f"gateway.{name}")
+    return getattr(import_module(f"gateway.{home}"), name)

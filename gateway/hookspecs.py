@@ -11,6 +11,7 @@ plugins that it does not name stand (sorted by stem). `before:` and `after:` in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -46,6 +47,8 @@ Kind = Literal["decide", "provide", "transform", "observe", "life"]
 Stage = Callable[Concatenate[Any, P], R]
 Hook = Callable[..., R | Awaitable[R]]
 
+DECISIONS = frozenset({"Accept", "Reject", "Defer", "Discard", "Hold", "Disconnect"})
+
 hookspec = pluggy.HookspecMarker("mailward")
 hookimpl = pluggy.HookimplMarker("mailward")
 
@@ -61,6 +64,8 @@ class Spec:
     #: The arguments that are offered, in order.
     arguments: tuple[str, ...]
     order: tuple[str | EllipsisType, ...] = (...,)
+    #: Names of the classes that a plugin may answer with.
+    answers: frozenset[str] = frozenset()
     #: `on_error: skip` and `dry_run` are refused: silence or absence here must never open a door.
     strict: bool = False
 
@@ -71,10 +76,17 @@ def _stage(
     def mark(function: Callable[Concatenate[Any, P], R]) -> Hook[R]:
         code = function.__code__
         arguments = code.co_varnames[1 : code.co_argcount]
-        function.spec = Spec(function.__name__, kind, silence, arguments, order, strict)  # type: ignore[attr-defined]
+        answers = _class_names(function.__annotations__["return"])
+        function.spec = Spec(function.__name__, kind, silence, arguments, order, answers, strict)  # type: ignore[attr-defined]
         return hookspec(function)  # type: ignore[return-value]
 
     return mark
+
+
+def _class_names(annotation: str) -> frozenset[str]:
+    """Read `Accept | list[Route] | None` into {"Accept", "list"}; "Decision" stands for all six."""
+    names = {name.strip() for name in re.sub(r"\[.*?\]", "", annotation).split("|")} - {"None"}
+    return frozenset(names | DECISIONS if "Decision" in names else names)
 
 
 class Stages:

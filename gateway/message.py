@@ -84,6 +84,11 @@ class Message:
         """Give a message whose edits do not touch this one; bytes are shared."""
         return Message(self.header, self.body)
 
+    def adopt(self, edited: Message) -> None:
+        """Take over the header and body of an edited copy."""
+        self._header, self.body = edited.header, edited.body
+        self._fields, self._edited = None, False
+
     def fields(self) -> list[tuple[str, str]]:
         """Give (name, value) of every header field in order, folding undone."""
         return [_split(field) for field in self._parsed() if b":" in field]

@@ -11,11 +11,13 @@ from typing_extensions import TypeVar
 from gateway.units import Duration
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
 
     from gateway.chain import Chain
+    from gateway.errors import Place
     from gateway.events import Event
     from gateway.hookspecs import Stages as _Base
     from gateway.services import Clock, Counters, Dns
@@ -90,12 +92,14 @@ class Context:
         site: Site,
         services: Services,
         log: FilteringBoundLogger,
+        place: Callable[..., Place | None],
     ) -> None:
         self.stem = stem
         self.settings = settings
         self.site = site
         self.services = services
         self.log = log
+        self.place = place
         self.chain: Chain | None = None
 
 
@@ -122,6 +126,14 @@ class Plugin(_Base, Generic[S]):
         if self._context.chain is None:
             raise RuntimeError("the chain is not built yet: ask it from startup() on")
         return self._context.chain
+
+    def join(self, chain: Chain) -> None:
+        """Be in this chain from now on; the loader calls it, also for an instance that outlives a reload."""
+        self._context.chain = chain
+
+    def place(self, *keys: str | int) -> Place | None:
+        """Find where a setting of this plugin stands: `place("domains", "example.org")`."""
+        return self._context.place(self.stem, *keys)
 
     def emit(self, event: Event) -> None:
         """Tell a fact; it goes to the journal."""
