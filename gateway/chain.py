@@ -79,7 +79,7 @@ class Chain:
         self._observer: asyncio.Task[None] | None = None
         self._observing_event = False
 
-    async def ask(self, hook: Hook[R | None], *args: Any) -> Answer[R]:
+    async def ask(self, hook: Hook[R], *args: Any) -> Answer[R]:
         """Ask a decide or provide stage; the first opinion ends it."""
         spec: Spec = hook.spec  # type: ignore[attr-defined]
         waited = 0.0
@@ -92,7 +92,7 @@ class Chain:
                 return Answer(value, step.plugin)
         return Answer()
 
-    async def ask_plugin(self, plugin: str, hook: Hook[R | None], *args: Any) -> Answer[R]:
+    async def ask_plugin(self, plugin: str, hook: Hook[R], *args: Any) -> Answer[R]:
         """Ask one plugin only (`deliver` and `exists` go to the plugin that the route names)."""
         spec: Spec = hook.spec  # type: ignore[attr-defined]
         step = self._by_plugin.get((spec.name, plugin))
@@ -166,14 +166,17 @@ class Chain:
             _check(spec, value)
         except TimeoutError as error:
             self.emit(PluginTimedOut(plugin=step.plugin, stage=spec.name, deadline=step.deadline))
-            return self._failed(step, error), waited
+            self._failed(step, error)
+            return None, waited
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            return self._raised(spec, step, error), waited
+            self._raised(spec, step, error)
+            return None, waited
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin raises stays here
-            return self._raised(spec, step, error), waited
+            self._raised(spec, step, error)
+            return None, waited
         if step.dry_run:
             if value is not None:
                 self.emit(PluginDryRun(plugin=step.plugin, stage=spec.name, answer=repr(value)))
@@ -242,7 +245,8 @@ def _resume(work: Coroutine[Any, Any, R], waiting: Any) -> Generator[Any, Any, R
             work.close()
             raise
         except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
-            step, argument = work.throw, error
+            step: Callable[[Any], Any] = work.throw
+            argument: Any = error
         else:
             step, argument = work.send, sent
         try:
@@ -253,29 +257,44 @@ def _resume(work: Coroutine[Any, Any, R], waiting: Any) -> Generator[Any, Any, R
 
 async def _under(work: Coroutine[Any, Any, R], waiting: Any, deadline: float) -> tuple[R, float]:
     loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
     started = loop.time()
-    cancels = 0
-
-    def cancel() -> None:
-        # A plugin may swallow its cancellation, so it is cancelled until it ends.
-        nonlocal cancels, timer
-        if task is not None:
-            task.cancel()
-            cancels += 1
-            timer = loop.call_later(CANCEL_AGAIN, cancel)
-
-    timer = loop.call_later(max(deadline, 0), cancel)
+    timer = _Timer(loop, asyncio.current_task(), deadline)
     try:
         value = await _resume(work, waiting)
     except asyncio.CancelledError:
-        if not cancels or task is None or task.cancelling() > cancels:
+        if not timer.fired:
             raise
     finally:
-        timer.cancel()
-        if task is not None:
-            for _ in range(cancels):
-                task.uncancel()
-    if cancels:
+        fired = timer.stop()
+    if fired:
         raise TimeoutError
     return value, loop.time() - started
+
+
+class _Timer:
+    """Cancels a task when its time is over, and again until it ends: a plugin may swallow a cancellation."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None, deadline: float) -> None:
+        self._loop = loop
+        self._task = task
+        self._cancels = 0
+        self._handle = loop.call_later(max(deadline, 0), self._cancel)
+
+    @property
+    def fired(self) -> bool:
+        """Whether the cancellation that the task sees is only ours."""
+        return self._task is not None and 0 < self._cancels == self._task.cancelling()
+
+    def stop(self) -> bool:
+        """Take our cancellations back; tell whether there were any."""
+        self._handle.cancel()
+        for _ in range(self._cancels):
+            if self._task is not None:
+                self._task.uncancel()
+        return self._cancels > 0
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._cancels += 1
+            self._task.cancel()
+            self._handle = self._loop.call_later(CANCEL_AGAIN, self._cancel)

@@ -84,6 +84,8 @@ class Recipient:
     params: Mapping[str, str] = field(default_factory=dict)
     #: Why this recipient is held, "" when it is not.
     held: str = ""
+    #: A stage said Discard: the client heard yes, and this recipient is dropped.
+    discarded: str = ""
 
     @classmethod
     def of(cls, address: str, **more: Any) -> Recipient:

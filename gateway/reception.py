@@ -1,0 +1,324 @@
+"""Takes mail in: asks the reception stages for any listener, and commits what they let through.
+
+It knows no protocol: the edges (`smtp/server.py`, later `milter/server.py`) turn what it says into replies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gateway import events
+from gateway.chain import FAULT
+from gateway.decision import Accept, Defer, Discard, Disconnect, Hold, Reject
+from gateway.envelope import Entry, EntryRecipient, Recipient, Session, Transaction, new_id
+from gateway.errors import QueueError, QueueFull
+from gateway.hookspecs import Stages
+from gateway.message import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from gateway.address import Address
+    from gateway.chain import Chain
+    from gateway.decision import Decision
+    from gateway.envelope import Client, Origin
+    from gateway.message import Message
+    from gateway.queue import Queue
+    from gateway.services import Clock
+    from gateway.smtp.reply import Reply
+
+#: From the mildest to the strictest; where recipients of one SMTP message differ, the strictest counts.
+_STRICTNESS = (Accept, Discard, Hold, Defer, Reject, Disconnect)
+_NO_RELAY = Reject("5.7.1", "relaying denied", reason="relay")
+_REFUSALS = (Reject, Defer, Disconnect)
+
+
+class Reception:
+    """Asks the stages of reception. A session keeps the chain that it began with, over reloads."""
+
+    def __init__(
+        self,
+        chain: Callable[[], Chain],
+        queue: Queue,
+        clock: Clock,
+        message_size: Callable[[], int],
+        accepted: Callable[[], None],
+    ) -> None:
+        self._chain = chain
+        self._queue = queue
+        self._clock = clock
+        self._message_size = message_size
+        self._accepted = accepted
+        self._chains: dict[str, Chain] = {}
+        self._commits: set[asyncio.Task[Any]] = set()
+
+    def sessions(self, chain: Chain | None = None) -> int:
+        """Count the open sessions: all, or those that use this chain."""
+        return len(self._chains) if chain is None else sum(one is chain for one in self._chains.values())
+
+    def open(self, listener: str, protocol: str, client: Client, local_ip: str) -> Session:
+        """Begin a session."""
+        session = Session(new_id(), listener, protocol, client, local_ip)
+        self._chains[session.id] = self._chain()
+        told: dict[str, Any] = {"protocol": protocol, "client_name": client.name, "client_port": client.port}
+        self._emit(session, events.SessionOpened(**about(session), **told))
+        return session
+
+    async def connect(self, session: Session) -> Decision | None:
+        """Ask `connect`."""
+        decision = (await self._chain_of(session).ask(Stages.connect, session)).value
+        if isinstance(decision, _REFUSALS):
+            self._emit(session, events.SessionRefused(**about(session), **why(decision), protocol=session.protocol))
+        return decision
+
+    async def helo(self, session: Session, name: str, *, extended: bool) -> Decision | None:
+        """Ask `helo`, and set the session's name."""
+        decision = (await self._chain_of(session).ask(Stages.helo, session, name)).value
+        if isinstance(decision, _REFUSALS):
+            self._emit(session, events.SessionRefused(**about(session), **why(decision), protocol=session.protocol))
+        else:
+            session.helo, session.extended = name, extended
+        return decision
+
+    async def mail(
+        self, session: Session, sender: Address, params: Mapping[str, str]
+    ) -> tuple[Transaction, Decision | None]:
+        """Begin a transaction and ask `mail`."""
+        origin: Origin = "smtp"
+        transaction = Transaction(new_id(), sender, origin, session, params=params)
+        decision = (await self._chain_of(session).ask(Stages.mail, transaction)).value
+        if isinstance(decision, _REFUSALS):
+            self._emit(session, events.SenderRefused(**about(session), **why(decision), sender=sender))
+            return transaction, decision
+        _mark(transaction, decision)
+        self._emit(session, events.SenderAccepted(**about(session), message=transaction.id, sender=sender))
+        return transaction, decision
+
+    async def rcpt(
+        self, transaction: Transaction, address: Address, params: Mapping[str, str]
+    ) -> Decision | None:
+        """Ask `relay`, where silence refuses, then `rcpt`; record the recipient when both agree."""
+        session = _session(transaction)
+        chain = self._chain_of(session)
+        recipient = Recipient.of(address, params=params)
+        permission = await chain.ask(Stages.relay, transaction, recipient)
+        decision: Decision | None = permission.value or _NO_RELAY
+        plugin = permission.plugin
+        if isinstance(decision, Accept):
+            recipient = decision.recipient or recipient
+            policy = await chain.ask(Stages.rcpt, transaction, recipient)
+            decision, plugin = policy.value, policy.plugin or plugin
+        told = {**about(session), "message": transaction.id, "recipient": address, "plugin": plugin}
+        if isinstance(decision, _REFUSALS):
+            self._emit(session, events.RecipientRefused(**told, **why(decision), sender=transaction.sender))
+            return decision
+        if isinstance(decision, Hold):
+            recipient = replace(recipient, held=decision.reason)
+        elif isinstance(decision, Discard):
+            recipient = replace(recipient, discarded=decision.reason)
+        transaction.recipients.append(recipient)
+        self._emit(session, events.RecipientAccepted(**told))
+        return decision
+
+    async def data(self, transaction: Transaction) -> Decision | None:
+        """Ask `data`."""
+        session = _session(transaction)
+        decision = (await self._chain_of(session).ask(Stages.data, transaction)).value
+        if isinstance(decision, _REFUSALS):
+            self._refuse(transaction, decision)
+        else:
+            _mark(transaction, decision)
+        return decision
+
+    def spool(self, transaction: Transaction) -> Spool:
+        """Give the place for the bytes of this transaction's message."""
+        session = transaction.session
+        limit = session.message_size if session and session.message_size is not None else self._message_size()
+        return Spool(self._queue.spool_folder, limit=limit)
+
+    async def message(self, transaction: Transaction, message: Message) -> Decision:
+        """Ask `incoming` and `message`, and commit. Accept means: on stable storage."""
+        chain = self._chain_of(transaction.session)
+        entry, decision = await self.admit(transaction, message, chain)
+        if entry is None:
+            if isinstance(decision, _REFUSALS):
+                self._refuse(transaction, decision)
+            else:
+                self._discarded(transaction, decision)
+            return decision
+        # From here on the message is submitted: neither a client that left nor a timer may stop the commit.
+        commit = asyncio.get_running_loop().create_task(self._commit(chain, entry, transaction))
+        self._commits.add(commit)
+        commit.add_done_callback(self._commits.discard)
+        return await asyncio.shield(commit)
+
+    async def admit(
+        self, transaction: Transaction, message: Message, chain: Chain | None = None
+    ) -> tuple[Entry | None, Decision]:
+        """Run `incoming` and `message`, also for mail born here; gives the entry, not yet stored.
+
+        No entry comes with a refusal or a Discard.
+        """
+        chain = chain or self._chain()
+        edited = await chain.transform(Stages.incoming, transaction, message)
+        if edited.failed:
+            return None, FAULT
+        message = edited.value or message
+        said = (await chain.ask(Stages.message, transaction, message)).value
+        decision = _one_decision(transaction, said)
+        if isinstance(decision, _REFUSALS):
+            return None, decision
+        _mark(transaction, decision)
+        wanted = [one for one in transaction.recipients if not one.discarded]
+        if transaction.discarded or not wanted:
+            return None, Discard(transaction.discarded or "no recipient is left")
+        return self._entry(transaction, message, wanted), decision
+
+    def refused(self, of: Session | Transaction, stage: str, reply: Reply, reason: str) -> None:
+        """Tell a refusal that the edge made itself: syntax, limits, malformed content."""
+        session = of if isinstance(of, Session) else _session(of)
+        told = {**about(session), "reply": str(reply), "reason": reason}
+        if isinstance(of, Transaction) and stage == "message":
+            count = len(of.recipients)
+            event: events.Event = events.MessageRefused(**told, message=of.id, sender=of.sender, recipients=count)
+        elif stage == "limit":
+            event = events.LimitExceeded(**told, limit=reason)
+        else:
+            event = events.CommandRefused(**told, stage=stage)
+        self._emit(session, event)
+
+    def reset(self, transaction: Transaction) -> None:
+        """The transaction ended without a message."""
+        self._chain_of(transaction.session).tell(Stages.reset, transaction)
+
+    def disconnect(self, session: Session, reason: str) -> None:
+        """The session is over."""
+        session.closed = True
+        chain = self._chains.pop(session.id, None)
+        if chain is not None:
+            chain.emit(events.SessionClosed(**about(session), reason=reason))
+            chain.tell(Stages.disconnect, session)
+
+    async def drain(self) -> None:
+        """Wait for commits under way."""
+        if self._commits:
+            await asyncio.wait(self._commits)
+
+    async def _commit(self, chain: Chain, entry: Entry, transaction: Transaction) -> Decision:
+        try:
+            await self._queue.add(entry)
+        except QueueFull:
+            decision = Defer("4.3.1", "no room on this system, try again later", reason="queue_full")
+        except QueueError as error:
+            chain.emit(events.QueueFailed(error=str(error)))
+            decision = Defer("4.3.0", "the queue cannot take mail now, try again later", reason="queue_failed")
+        else:
+            chain.emit(accepted(entry))
+            chain.tell(Stages.queued, entry)
+            self._accepted()
+            return Accept()
+        self._refuse(transaction, decision)
+        return decision
+
+    def _entry(self, transaction: Transaction, message: Message, wanted: Iterable[Recipient]) -> Entry:
+        now = self._clock.time()
+        session = transaction.session
+        recipients = [
+            EntryRecipient(number, one, "held" if one.held or transaction.held else "queued", due=now)
+            for number, one in enumerate(wanted)
+        ]
+        return Entry(
+            transaction.id,
+            transaction.sender,
+            message,
+            recipients,
+            now,
+            transaction.origin,
+            transaction.parent,
+            transaction.params,
+            {key: value for key, value in about(session).items() if value} if session else {},
+            size=message.size,
+        )
+
+    def _refuse(self, transaction: Transaction, decision: Reject | Defer | Disconnect) -> None:
+        told = {**about(transaction.session), **why(decision)}
+        event = events.MessageRefused(**told, message=transaction.id, sender=transaction.sender)
+        self._emit(transaction.session, event)
+
+    def _discarded(self, transaction: Transaction, decision: Decision) -> None:
+        reason = decision.reason if isinstance(decision, Discard) else transaction.discarded
+        event = events.MessageDiscarded(
+            **about(transaction.session), message=transaction.id, sender=transaction.sender, reason=reason
+        )
+        self._emit(transaction.session, event)
+
+    def _chain_of(self, session: Session | None) -> Chain:
+        return self._chains.get(session.id, self._chain()) if session else self._chain()
+
+    def _emit(self, session: Session | None, event: events.Event) -> None:
+        self._chain_of(session).emit(event)
+
+
+def about(session: Session | None) -> dict[str, Any]:
+    """Give the fields that every event of a session has."""
+    if session is None:
+        return {}
+    return {
+        "session": session.id,
+        "client_ip": session.client.ip,
+        "listener": session.listener,
+        "user": session.user,
+    }
+
+
+def why(decision: Reject | Defer | Disconnect) -> dict[str, Any]:
+    """Give the fields of a refusal."""
+    return {"reason": decision.reason, "reply": f"{decision.status} {decision.text}"}
+
+
+def accepted(entry: Entry, *, recovered: bool = False) -> events.MessageAccepted:
+    """Make the event of an entry that is on stable storage."""
+    facts: dict[str, Any] = dict(entry.facts)
+    return events.MessageAccepted(
+        **facts,
+        message=entry.id,
+        parent=entry.parent,
+        sender=entry.sender,
+        recipients=len(entry.recipients),
+        size=entry.size,
+        origin=entry.origin,
+        recovered=recovered,
+    )
+
+
+def _session(transaction: Transaction) -> Session:
+    if transaction.session is None:
+        raise ValueError("mail born here has no session")
+    return transaction.session
+
+
+def _mark(transaction: Transaction, decision: Decision | None) -> None:
+    if isinstance(decision, Hold):
+        transaction.held = transaction.held or decision.reason
+    elif isinstance(decision, Discard):
+        transaction.discarded = transaction.discarded or decision.reason
+
+
+def _one_decision(
+    transaction: Transaction, said: Decision | dict[Address, Decision] | None
+) -> Decision:
+    """Make one decision of a map by recipient; Hold and Discard mark just their recipient."""
+    if not isinstance(said, dict):
+        return said or Accept()
+    strictest: Decision = Accept()
+    for i, recipient in enumerate(transaction.recipients):
+        decision = said.get(recipient.address, Accept())
+        if isinstance(decision, Hold):
+            transaction.recipients[i] = replace(recipient, held=decision.reason)
+        elif isinstance(decision, Discard):
+            transaction.recipients[i] = replace(recipient, discarded=decision.reason)
+        elif _STRICTNESS.index(type(decision)) > _STRICTNESS.index(type(strictest)):
+            strictest = decision
+    return strictest
