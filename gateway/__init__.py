@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gateway import controls as controls
     from gateway import events as events
     from gateway.address import Address as Address
+    from gateway.address import lower as lower
     from gateway.address import quote_local_part as quote_local_part
     from gateway.decision import Accept as Accept
     from gateway.decision import Decision as Decision
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from gateway.hookspecs import hookimpl as hookimpl
     from gateway.message import FileBody as FileBody
     from gateway.message import Message as Message
+    from gateway.plugin import Context as Context
     from gateway.plugin import Plugin as Plugin
     from gateway.plugin import Section as Section
     from gateway.plugin import Site as Site
@@ -61,6 +63,7 @@ _HOME = {
     "Birth": "envelope",
     "Client": "envelope",
     "ConfigError": "errors",
+    "Context": "plugin",
     "Decision": "decision",
     "Defer": "decision",
     "Delivery": "envelope",
@@ -94,6 +97,7 @@ _HOME = {
     "controls": "",
     "events": "",
     "hookimpl": "hookspecs",
+    "lower": "address",
     "new_id": "envelope",
     "parse_network": "units",
     "quote_local_part": "address",

@@ -1,0 +1,167 @@
+"""relay_control: which clients may connect, and which may send to anywhere.
+
+Replaces tcpserver's rules with RELAYCLIENT and DATABYTES.
+
+Options: `clients` (networks, forward-confirmed host names, or either with limits of their own) and `rules`
+(a tcprules source file). Nobody may relay by default. A deny in the rules wins over everything. A client's
+name is looked up only when an entry needs it, and any doubt about it means no relay.
+
+Refusals have the reason `denied` (by the rules), `dns` (a rule needs a name that cannot be looked up now) or
+`rate` (over `max_rate`). Where this plugin has no opinion, the others of the stage decide.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway import (
+    Accept,
+    ConfigError,
+    Defer,
+    DnsTemporary,
+    Plugin,
+    Problem,
+    Reject,
+    Section,
+    hookimpl,
+    lower,
+)
+
+from .clients import Client, plain_ip
+from .tcprules import Rule, Rules
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway import Context, Place, Recipient, Session, Transaction
+
+#: Variables of a rule that mean something here.
+USED = frozenset({"RELAYCLIENT", "DATABYTES"})
+
+
+class Settings(Section):
+    """Who may relay."""
+
+    #: Who may send to anywhere: networks, host names, or `{networks: [...], hosts: [...], senders: [...]}`.
+    clients: list[Client] = []
+    #: A file of tcpserver rules, in the source syntax of tcprules.
+    rules: str = ""
+
+
+@dataclass(slots=True)
+class Known:
+    """What was found out about a session's client."""
+
+    #: None before anybody asked; "" when there is no name, or doubt about it.
+    name: str | None = None
+    doubt: bool = False
+
+
+class RelayControl(Plugin[Settings]):
+    """Who may connect, and who may relay."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._rules = Rules({})
+        if self.settings.rules:
+            self._rules = _read(self.site.base / self.settings.rules, self.place("rules"))
+        for rule in self._rules:
+            for name in {name for name, _ in rule.variables} - USED:
+                self.log.warning("variable without effect", variable=name, rule=str(rule.place))
+
+    @hookimpl
+    async def connect(self, session: Session) -> Reject | Defer | None:
+        """Turn away whom the rules deny; DATABYTES sets the size limit of the session."""
+        rule = await self._rule(session)
+        if rule is None:
+            return None
+        if not rule.allow:
+            return _denied(rule, doubt=self.state(session, Known).doubt)
+        size = rule.value("DATABYTES")
+        if size is not None:
+            session.message_size = _leading_number(size)
+        return None
+
+    @hookimpl
+    async def relay(self, transaction: Transaction, recipient: Recipient) -> Accept | Reject | Defer | None:
+        """Accept for a client with RELAYCLIENT in its rule, and for one that `clients` names."""
+        session = transaction.session
+        if session is None:
+            return None
+        rule = await self._rule(session)
+        if rule is None:
+            return await self._by_clients(transaction, session, recipient)
+        if not rule.allow:
+            return _denied(rule, doubt=self.state(session, Known).doubt)
+        suffix = rule.value("RELAYCLIENT")
+        if suffix is None:
+            return await self._by_clients(transaction, session, recipient)
+        # The value is appended as it stands (qmail spec 2.3), so that a fixup domain can take the mail over.
+        renamed = recipient.at(f"{recipient.address}{suffix}", rule=str(rule.place)) if suffix else None
+        return Accept(recipient=renamed, rule=str(rule.place))
+
+    async def _rule(self, session: Session) -> Rule | None:
+        """Find the rule for a client; a session that is not from the network has none."""
+        ip = plain_ip(session.client.ip)
+        if ip is None:
+            return None
+        name = await self._name(session) if self._rules.wants_name(str(ip)) else ""
+        return self._rules.find(str(ip), name or None)
+
+    async def _by_clients(
+        self, transaction: Transaction, session: Session, recipient: Recipient
+    ) -> Accept | Defer | None:
+        for number, client in enumerate(self.settings.clients):
+            permitted = client.permits(transaction.sender, recipient.address)
+            if permitted and await self._is_one_of(session, client):
+                return await self._within_rate(
+                    session, client, str(self.place("clients", number) or "clients")
+                )
+        return None
+
+    async def _is_one_of(self, session: Session, client: Client) -> bool:
+        ip = plain_ip(session.client.ip)
+        if ip is None:
+            return False
+        return client.has_address(ip) or (bool(client.hosts) and client.has_name(await self._name(session)))
+
+    async def _within_rate(self, session: Session, client: Client, rule: str) -> Accept | Defer:
+        if client.max_rate is not None:
+            key = f"relay_control:{plain_ip(session.client.ip)}"
+            if await self.counters.hit(key, client.max_rate.window) > client.max_rate.limit:
+                return Defer("4.7.1", "too many recipients, try again later", reason="rate", rule=rule)
+        return Accept(rule=rule)
+
+    async def _name(self, session: Session) -> str:
+        """Give the client's forward-confirmed name in lower case, "" when it has none or DNS is in doubt."""
+        known = self.state(session, Known)
+        if known.name is None:
+            try:
+                name = session.client.name or await self.dns.confirmed_name(str(plain_ip(session.client.ip)))
+            except DnsTemporary:
+                name, known.doubt = "", True
+            known.name = session.client.name = lower(name)
+        return known.name
+
+
+def _read(path: Path, place: Place | None) -> Rules:
+    """Read a rules file. Raises ConfigError."""
+    try:
+        return Rules.parse(path.read_text("utf-8", "surrogateescape"), str(path))
+    except OSError as error:
+        raise ConfigError(Problem(f"relay_control.rules: {path}: {error.strerror}", place)) from error
+
+
+def _denied(rule: Rule, *, doubt: bool) -> Reject | Defer:
+    if doubt:
+        text = "the name of your host cannot be looked up now, try again later"
+        return Defer("4.7.1", text, reason="dns", rule=str(rule.place))
+    return Reject("5.7.1", "mail from your host is not accepted here", reason="denied", rule=str(rule.place))
+
+
+def _leading_number(text: str) -> int:
+    """Read a number as qmail does: the digits at the start, 0 when there are none."""
+    digits = re.match(r"[0-9]{0,18}", text)
+    return int(digits[0] or 0) if digits else 0
