@@ -178,9 +178,19 @@ class PluginTimedOut(Event):
     """A plugin did not answer within its deadline."""
 
     stage: str = ""
-    #: The deadline.
-    seconds: float = 0.0
+    #: In seconds.
+    deadline: float = 0.0
+    #: Where it stood when its time was over.
     traceback: str = ""
+
+
+@event("plugin.dry_run")
+class PluginDryRun(Event):
+    """A plugin with `dry_run` had an answer, which was not used."""
+
+    stage: str = ""
+    #: What it would have said.
+    answer: str = ""
 
 
 @event("plugin.logged")
@@ -246,6 +256,14 @@ class LimitExceeded(Event):
     limit: str = ""
     #: Its value.
     allowed: float = 0.0
+
+
+@event("command.refused")
+class CommandRefused(Event):
+    """The edge itself refused a command: bad syntax or sequence; `reply` is what the client heard."""
+
+    #: "helo", "mail", "data" ...
+    stage: str = ""
 
 
 @event("sender.accepted")
@@ -422,19 +440,27 @@ class DeliveryFailed(Event):
     seconds: float = 0.0
 
 
+@event("queue.failed", "security", "critical")
+class QueueFailed(Event):
+    """The store cannot take mail; clients hear 4xx, and what it holds is safe."""
+
+    error: str = ""
+
+
 @event("events.dropped", "security", "error")
 class EventsDropped(Event):
-    """Events were lost, and how many of each class; `reason` is memory, max_size or output.
+    """Events were lost: how many, and why by `reason`.
 
-    memory: the disk stayed full until the memory set aside for events was full too. max_size: the oldest
-    segment went before its time (`events`, of all classes). output: the reader of `output` is too slow; the
-    journal has them all.
+    journal_full: the disk stayed full until the memory set aside for events was full too. max_size: the
+    oldest segment of the journal went before its time. output_slow: the reader of `output` is too slow; the
+    journal has them all. observers_slow: `plugin` did not see them; the journal has them all.
     """
 
+    count: int = 0
+    #: For journal_full: how many of each class.
     fate: int = 0
     security: int = 0
     other: int = 0
-    events: int = 0
     output: str = ""
 
 

@@ -1,0 +1,138 @@
+"""The files of one stream: `STREAM/00000000000000000001.jsonl`, named by the first sequence in them.
+
+Written at the end only, and cut back when a write fails, so that a reader sees whole lines or the torn last
+one. A segment whose fsync failed is never written again: what the kernel then still holds is unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import orjson
+
+from gateway.errors import JournalError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SUFFIX = ".jsonl"
+#: A segment is closed at this age, so that `keep` is true to the day.
+SPAN = 86400.0
+
+
+def segments(folder: Path) -> list[Path]:
+    """Give a stream's segments, oldest first."""
+    return sorted(path for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
+
+
+class Segments:
+    """Appends lines to the newest segment, starts another when it is big or old, forgets the oldest."""
+
+    def __init__(self, folder: Path, *, size: int, keep: float, max_size: int) -> None:
+        self._folder = folder
+        self._size = size
+        self._keep = keep
+        self._max_size = max_size
+        self._lock = -1
+        self._file = -1
+        self._path = folder
+        self._length = 0
+        self._born = 0.0
+
+    def open(self, now: float) -> int:
+        """Take the stream's lock, cut a torn last line; gives the next sequence. Raises JournalError."""
+        try:
+            self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = segments(self._folder)
+            if not found:
+                return 1
+            sequence, length = _end(found[-1])
+            os.truncate(found[-1], length)
+            self._continue(found[-1], length, now)
+        except BlockingIOError:
+            self.close()
+            raise JournalError(f"{self._folder}: another process writes this stream") from None
+        except OSError as error:
+            self.close()
+            raise JournalError(f"{self._folder}: {error.strerror}") from error
+        return sequence + 1
+
+    def append(self, lines: bytes, first: int, now: float) -> int:
+        """Write lines that begin with sequence `first`, and put them on stable storage: all or nothing.
+
+        Gives how many old events were forgotten before their time. Raises OSError.
+        """
+        fresh = self._file < 0 or self._length >= self._size or now - self._born > SPAN
+        if fresh:
+            self._start(first, now)
+        try:
+            view = memoryview(lines)
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fdatasync(self._file)
+        except OSError:
+            self._abandon()
+            raise
+        self._length += len(lines)
+        return self._prune(now) if fresh else 0
+
+    def close(self) -> None:
+        """Give the files and the lock back."""
+        for descriptor in (self._file, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._lock = -1
+
+    def _prune(self, now: float) -> int:
+        """Forget closed segments that are too old, then the oldest over the size; gives events lost so."""
+        with_size = [(path, path.stat()) for path in segments(self._folder)]
+        total = sum(status.st_size for _, status in with_size)
+        lost = 0
+        for (path, status), (following, _) in pairwise(with_size):
+            expired = status.st_mtime < now - self._keep
+            if not expired and total <= self._max_size:
+                break
+            path.unlink()
+            total -= status.st_size
+            lost += 0 if expired else int(following.stem) - int(path.stem)
+        return lost
+
+    def _start(self, first: int, now: float) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._continue(self._folder / f"{first:020d}{SUFFIX}", 0, now)
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _continue(self, path: Path, length: int, now: float) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._path, self._length, self._born = path, length, now
+
+    def _abandon(self) -> None:
+        """Take back what a failed append left; the next one starts a new segment."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, self._length)
+        os.close(self._file)
+        self._file = -1
+
+
+def _end(path: Path) -> tuple[int, int]:
+    """Find the last whole line: its sequence (one before the first, if there is none) and its end."""
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    while end:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(orjson.loads(data[start:end])["sequence"]), end
+        end = start
+    return int(path.stem) - 1, 0

@@ -1,0 +1,102 @@
+"""One message's whole story: its session, its fate, its parents and what it gave birth to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gateway.journal.reader import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: Events of a session that are about the session itself, and so belong to every message in it.
+_SESSION = frozenset(
+    {"session.opened", "session.closed", "limit.exceeded", "plugin.failed", "plugin.timed_out"}
+)
+#: What stands in the columns before the facts.
+_SHOWN_APART = frozenset(
+    {"time", "event", "schema", "severity", "class", "host", "stream", "sequence", "id", "session", "message"}
+)
+#: How many messages one may have to do with each other before the story ends there.
+RELATIVES = 1000
+
+
+@dataclass(slots=True)
+class Story:
+    """What the journal knows of one message."""
+
+    message: str
+    #: Its own events and those of its session around it, in the order of time.
+    events: list[dict[str, Any]]
+    #: Id of the message that gave birth to it.
+    parent: str = ""
+    #: The stories of the messages that it gave birth to.
+    births: list[Story] = field(default_factory=list)
+
+    def all_events(self) -> list[dict[str, Any]]:
+        """Give the events of the whole family in the order of time."""
+        found = [one for birth in self.births for one in birth.all_events()]
+        return sorted([*self.events, *found], key=lambda one: one["time"])
+
+
+def tell(folder: Path, wanted: str, *, limit: int = 20) -> list[Story]:
+    """Tell the stories of the messages that `wanted` names: an id, the beginning of one, or an address.
+
+    Of an address the newest `limit` messages are told, oldest first.
+    """
+    ids = _find(folder, wanted)[-limit:]
+    return [_story(folder, message, set()) for message in ids]
+
+
+def render(story: Story, indent: str = "") -> Iterator[str]:
+    """Write a story as lines for a person: time, event, facts; births are indented under it."""
+    parent = f", born from {story.parent}" if story.parent else ""
+    yield f"{indent}message {story.message}{parent}"
+    for one in story.events:
+        facts = " ".join(f"{key}={_plain(value)}" for key, value in one.items() if key not in _SHOWN_APART)
+        yield f"{indent}  {one['time'][:23]}  {one['event']:<20}  {facts}".rstrip()
+    for birth in story.births:
+        yield from render(birth, indent + "    ")
+
+
+def _find(folder: Path, wanted: str) -> list[str]:
+    """Give the ids of the messages that are meant, in the order in which they were first seen."""
+    found: dict[str, None] = {}
+    for one in read(folder, having=wanted):
+        message = one.get("message", "")
+        if message and (message.startswith(wanted) or wanted in (one.get("sender"), one.get("recipient"))):
+            found[message] = None
+    return list(found)
+
+
+def _story(folder: Path, message: str, seen: set[str]) -> Story:
+    seen.add(message)
+    about = list(read(folder, having=message))
+    own = [one for one in about if one.get("message") == message]
+    sessions = {one["session"] for one in own if "session" in one}
+    for session in sessions:
+        own += [one for one in read(folder, having=session) if _of_session(one, session)]
+    own.sort(key=lambda one: one["time"])
+    parent = next((one["parent"] for one in own if one.get("parent")), "")
+    children = dict.fromkeys(
+        one["message"] for one in about if one.get("parent") == message and "message" in one
+    )
+    story = Story(message, own, parent)
+    for child in children:
+        if child not in seen and len(seen) < RELATIVES:
+            story.births.append(_story(folder, child, seen))
+    return story
+
+
+def _of_session(one: dict[str, Any], session: str) -> bool:
+    return one.get("session") == session and "message" not in one and one["event"] in _SESSION
+
+
+def _plain(value: Any) -> str:
+    """Write a value so that it cannot end the line or speak to the terminal."""
+    if isinstance(value, list):
+        return ",".join(map(_plain, value))
+    text = str(value)
+    return text if text.isprintable() and " " not in text else ascii(text)
