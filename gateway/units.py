@@ -9,16 +9,23 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Mark of a type: what an admin writes for it, in the reference."""
+
+    text: str
+
+
 def parse_duration(value: Any) -> float:
-    """Read `30s`, `5m`, `12h`, `7d`, `2w`; gives seconds. Raises ValueError."""
+    """Read `30s`, `5m`, `12h`, `7d`; gives seconds, as which a float is taken. Raises ValueError."""
     if isinstance(value, float):
         return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", str(value))
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd])", str(value))
     if not match:
         raise ValueError("write a time as 30s, 5m, 12h or 7d")
     return float(match[1]) * _SECONDS[match[2]]
@@ -28,13 +35,13 @@ def format_duration(seconds: float) -> str:
     """Write seconds as `parse_duration` reads them, in the largest unit that fits."""
     for unit, size in reversed(_SECONDS.items()):
         if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"
+            return f"{seconds // size:.0f}{unit}"
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
 
 
 def parse_size(value: Any) -> int:
     """Read `500`, `64K`, `10M`, `2G`; gives bytes. Raises ValueError."""
-    match = re.fullmatch(r"(\d+)([KMG]?)", str(value))
+    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)", str(value))
     if not match:
         raise ValueError("write a size as 500, 64K, 10M or 2G")
     return int(match[1]) * _BYTES[match[2]]
@@ -63,9 +70,11 @@ class Endpoint:
             return text
         if str(text).startswith("unix:/"):
             return cls("", 0, str(text)[len("unix:") :])
-        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):(\d{1,5})", str(text))
+        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", str(text))
         if not match or int(match[3]) > 65535:  # noqa: PLR2004
             raise ValueError("write an address as host:port, *:25, [::1]:25 or unix:/path")
+        if match[1]:
+            ipaddress.IPv6Address(match[1])
         return cls(match[1] or match[2], int(match[3]))
 
     def __str__(self) -> str:
@@ -79,6 +88,8 @@ def parse_network(value: Any) -> Network:
     return ipaddress.ip_network(str(value), strict=True)
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
-Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
-Address = Annotated[Endpoint, BeforeValidator(Endpoint.parse), PlainSerializer(str)]
+Duration = Annotated[
+    float, BeforeValidator(parse_duration), PlainSerializer(format_duration), Written("time")
+]
+Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size), Written("size")]
+Address = Annotated[Endpoint, BeforeValidator(Endpoint.parse), PlainSerializer(str), Written("host:port")]

@@ -1,0 +1,190 @@
+"""conf.d/*.yaml as typed settings: the sections that are the gateway's own. Plugins have the rest."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+
+from gateway.options import Block, ConfigPath, Option, describe, wrong
+from gateway.tree import Tree
+from gateway.units import Address, Duration, Size, Written
+
+__all__ = ["Block", "ConfigPath", "Option", "Settings", "Tree", "describe", "wrong"]
+
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_LATER = ("submission", "lmtp", "milter", "http")
+
+
+def _host_name(text: str) -> str:
+    name = text.removesuffix(".")
+    if len(name) > 253 or not all(map(_LABEL.fullmatch, name.split("."))):  # noqa: PLR2004 RFC 1035 section 2.3.4
+        raise ValueError("should be a host name such as mail.example.org")
+    return name
+
+
+def _mail_address(text: str) -> str:
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text):
+        raise ValueError("should be a mail address such as postmaster@example.org")
+    return text
+
+
+def _one_worker(value: Any) -> Any:
+    if isinstance(value, int) and value > 1:
+        raise ValueError("more than one worker is for a later version: write auto or 1")
+    return value
+
+
+def _known_protocol(value: Any) -> Any:
+    if value in _LATER:
+        raise ValueError(f"{value} is for a later version: only smtp is served now")
+    return value
+
+
+def _listener_name(data: dict[str, Any]) -> str:
+    return f"{data['protocol']}-{data['address'].port or 'unix'}"
+
+
+HostName = Annotated[str, AfterValidator(_host_name), Written("host name")]
+MailAddress = Annotated[str, AfterValidator(_mail_address), Written("mail address")]
+
+
+class Gateway(Block):
+    """`gateway:` who this gateway is, and where it keeps things."""
+
+    #: The gateway's own name, for greetings, Received and bounces; the name of the machine unless given.
+    hostname: HostName = Field(default_factory=socket.getfqdn)
+    #: The folder of the queue, the journal and all other state.
+    state: ConfigPath = Path("var")
+    #: Processes that serve mail; `auto` is one for now.
+    workers: Annotated[Literal["auto", 1], BeforeValidator(_one_worker)] = "auto"
+    #: The user to become when started as root.
+    user: str = ""
+    #: Where double bounces and mail for a postmaster without an account go; `postmaster@` and the host name
+    #: unless given.
+    postmaster: MailAddress = Field(default_factory=lambda data: f"postmaster@{data['hostname']}")
+
+
+class Listener(Block):
+    """One of `listeners:` an address that the gateway serves."""
+
+    #: What is spoken there.
+    protocol: Annotated[Literal["smtp"], BeforeValidator(_known_protocol)]
+    #: Where: `*:25` for all addresses of both families, `127.0.0.1:25`, `[::1]:25`, `unix:/path`.
+    address: Address
+    #: Its name in events and in `when:`; made of protocol and port unless given.
+    name: str = Field(default_factory=_listener_name, min_length=1)
+
+
+class Limits(Block):
+    """`limits:` what one client, session or message may take."""
+
+    #: The largest message, as SIZE announces it; more is refused with 552 5.3.4.
+    message_size: Size = Field(default=50 * 1024**2, gt=0)
+    #: Recipients of one message; more are told 452 4.5.3 and come in a message of their own.
+    recipients: int = Field(default=1000, gt=0)
+    #: Sessions at one time, of all clients together; more are told 421.
+    sessions: int = Field(default=2000, gt=0)
+    #: Sessions at one time of one client address; more are told 421.
+    sessions_per_client: int = Field(default=50, gt=0)
+    #: Refuse mail from a client that has not said EHLO or HELO.
+    helo_required: bool = True
+    #: Received fields in a message; one with more goes in circles and is refused with 554 5.4.6.
+    hops: int = Field(default=100, gt=0)
+    #: Commands in one session that are unknown, wrong or out of order; then 421 and the end.
+    bad_commands: int = Field(default=20, gt=0)
+    #: How long a client may be silent, for each read and each write; then 421 and the end.
+    idle: Duration = Field(default=300.0, gt=0)
+    #: How long one session may last; then its next command is told 421.
+    session: Duration = Field(default=3600.0, gt=0)
+    #: A bare CR or LF in a message: refuse it with 550 5.5.2, or make each a line end.
+    bare_newlines: Literal["refuse", "normalise"] = "refuse"
+
+
+class Concurrency(Block):
+    """`queue.concurrency:` deliveries at one time."""
+
+    #: To mailboxes of this machine.
+    local: int = Field(default=20, gt=0)
+    #: To other hosts, all together.
+    remote: int = Field(default=100, gt=0)
+    #: To any one other host or route.
+    per_destination: int = Field(default=10, gt=0)
+
+
+class Queue(Block):
+    """`queue:` how long and how busily mail is delivered."""
+
+    #: How long delivery is tried before a message bounces.
+    lifetime: Duration = Field(default=7 * 86400.0, gt=0)
+    #: Deliveries at one time.
+    concurrency: Concurrency = Concurrency()
+
+
+class Output(Block):
+    """One of `journal.outputs:` a copy of all events for people or other programs."""
+
+    #: Where events go: `stdout`, `stderr` or a file.
+    to: Literal["stdout", "stderr"] | ConfigPath
+    #: One JSON object per line, or lines for people.
+    format: Literal["json", "console"] = "json"
+
+
+class Journal(Block):
+    """`journal:` the record of every message's fate."""
+
+    #: How long events are kept on disk.
+    keep: Duration = Field(default=30 * 86400.0, gt=0)
+    #: How much disk the journal may take.
+    max_size: Size = Field(default=10 * 1024**3, gt=0)
+    #: Where events go besides the journal.
+    outputs: tuple[Output, ...] = ()
+
+
+class Plugins(Block):
+    """`plugins:` where plugin files are found."""
+
+    #: Folders of drop-in plugins; of two files with one stem, that of the folder named last counts.
+    folders: tuple[ConfigPath, ...] = ()
+
+
+class Settings(Block):
+    """The core sections, validated and frozen; plugins read their own by `Tree.section`."""
+
+    #: Who this gateway is, and where it keeps things.
+    gateway: Gateway = Field(default_factory=Gateway)
+    #: The addresses that the gateway serves.
+    listeners: tuple[Listener, ...] = ()
+    #: What one client, session or message may take.
+    limits: Limits = Limits()
+    #: How long and how busily mail is delivered.
+    queue: Queue = Queue()
+    #: The record of every message's fate.
+    journal: Journal = Journal()
+    #: Where plugin files are found.
+    plugins: Plugins = Plugins()
+
+    @field_validator("listeners")
+    @classmethod
+    def _distinct(cls, listeners: tuple[Listener, ...]) -> tuple[Listener, ...]:
+        for key in ("name", "address"):
+            seen: set[object] = set()
+            for i, listener in enumerate(listeners):
+                value: object = getattr(listener, key)
+                if value in seen and listener.address.port:
+                    raise wrong(f"another listener has the {key} {value}", i, key)
+                seen.add(value)
+        return listeners
+
+    @classmethod
+    def of(cls, tree: Tree) -> Settings:
+        """Validate the core sections of a tree. Raises ConfigError with all problems."""
+        return tree.whole(cls)
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """Name the core sections."""
+        return frozenset(cls.model_fields)
