@@ -13,9 +13,10 @@ LONGEST = 899
 
 # Characters that make a local part need quotes (qmail's quote.c).
 _QUOTE = re.compile(r'[^!-~]|["(),:;<>@\[\\\]]|^\.|\.$|\.\.|^$')
+_UNSAFE_DOMAIN = re.compile(r'[\x00-\x20\x7f"()<>\\]')
 _ESCAPE = re.compile(r'["\\\r\n]')
 _FOLD = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
-_DECODED = re.compile(r"\\(.)|\"", re.DOTALL)
+_DECODED = re.compile(r"\\(.?)|\"", re.DOTALL)
 
 
 class Address(str):
@@ -50,10 +51,15 @@ class Address(str):
         return self.isascii()
 
     def quoted(self) -> str:
-        """Write the address as it stands in SMTP and in headers, local part quoted where needed."""
+        """Write the address as it stands in SMTP and in headers, local part quoted where needed.
+
+        What could end the path is inside the quotes, so `parse_path` reads the same address again.
+        """
         if not self:
             return ""
         local, at, domain = self.rpartition("@") if "@" in self else (str(self), "", "")
+        if _UNSAFE_DOMAIN.search(domain):
+            local, at, domain = str(self), "", ""
         return f"{quote_local_part(local)}{at}{domain}"
 
 
@@ -73,16 +79,16 @@ def parse_path(argument: str, keyword: str) -> tuple[Address, str]:
     """Parse the argument of MAIL (`FROM:<a@b> SIZE=1`) or RCPT (`TO:<a@b>`).
 
     Returns the address, unquoted, and the text of the parameters behind it. As liberal as
-    qmail-smtpd (spec 3.4): `<>` may be missing, a source route is dropped. Raises AddressError.
+    qmail-smtpd (spec 3.4): either of `<>` may be missing, words before `<` do not count, a source route
+    is dropped. Raises AddressError.
     """
-    if not argument[: len(keyword) + 1].upper() == f"{keyword}:":
-        raise AddressError(f"syntax: {keyword}:<address>")
-    text = argument[len(keyword) + 1 :].lstrip(" ")
-    angled = text.startswith("<")
-    text = _without_source_route(text[angled:])
-    end = _terminator(text, ">" if angled else " ")
-    if angled and end == len(text):
-        raise AddressError("the address has no closing >")
+    _, bracket, text = argument.partition("<")
+    if not bracket:
+        if argument[: len(keyword) + 1].upper() != f"{keyword}:":
+            raise AddressError(f"syntax: {keyword}:<address>")
+        text = argument[len(keyword) + 1 :].lstrip(" ")
+    text = _without_source_route(text)
+    end = _terminator(text, ">" if bracket else " ")
     address = Address(_DECODED.sub(lambda m: m[1] or "", text[:end]))
     if len(bytes(address)) > LONGEST:
         raise AddressError(f"the address is longer than {LONGEST} octets")

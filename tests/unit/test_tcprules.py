@@ -24,9 +24,7 @@ def found(text, ip, host=None, info=None):
     return rule and rule.address
 
 
-WORKED_EXAMPLE = (
-    "ann@192.0.2.5:allow\n192.0.2.9:allow\n:allow\n192.0.:allow\n=.corp.example:allow\n=:allow\n=w.example:deny\n"
-)
+WORKED_EXAMPLE = "ann@192.0.2.5:allow\n192.0.2.9:allow\n:allow\n192.0.:allow\n=.corp.example:allow\n=:allow\n=w.example:deny\n"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,13 @@ def test_a_huge_range_costs_no_more_than_one_octet():
 
 def test_variables_are_kept_in_order_with_any_quote():
     rule = parse(':allow,RELAYCLIENT="",DATABYTES=/100/,X="a,b:c",Y=|"|,X="2"\n').find("1.2.3.4", None)
-    assert rule.variables == (("RELAYCLIENT", ""), ("DATABYTES", "100"), ("X", "a,b:c"), ("Y", '"'), ("X", "2"))
+    assert rule.variables == (
+        ("RELAYCLIENT", ""),
+        ("DATABYTES", "100"),
+        ("X", "a,b:c"),
+        ("Y", '"'),
+        ("X", "2"),
+    )
     assert rule.value("RELAYCLIENT") == ""
     assert rule.value("X") == "2"
     assert rule.value("QMAILQUEUE") is None
