@@ -1,0 +1,25 @@
+"""The door of the SMTP family, lazy as the main door is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gateway.smtp.reply import Reply as Reply
+    from gateway.smtp.server import Server as Server
+
+#: name -> the module it lives in.
+_HOME = {
+    "Reply": "reply",
+    "Server": "server",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
