@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gateway.envelope import Transaction as Transaction
     from gateway.envelope import new_id as new_id
     from gateway.errors import ConfigError as ConfigError
+    from gateway.errors import DialogueError as DialogueError
     from gateway.errors import DnsNotFound as DnsNotFound
     from gateway.errors import DnsTemporary as DnsTemporary
     from gateway.errors import GatewayError as GatewayError
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from gateway.plugin import Section as Section
     from gateway.plugin import Site as Site
     from gateway.routing import resolve as resolve
+    from gateway.services import a_label as a_label
+    from gateway.services import is_ip as is_ip
     from gateway.units import Duration as Duration
     from gateway.units import Endpoint as Endpoint
     from gateway.units import Network as Network
@@ -67,6 +70,7 @@ _HOME = {
     "Decision": "decision",
     "Defer": "decision",
     "Delivery": "envelope",
+    "DialogueError": "errors",
     "Discard": "decision",
     "Disconnect": "decision",
     "DnsNotFound": "errors",
@@ -94,10 +98,12 @@ _HOME = {
     "Size": "units",
     "Stages": "hookspecs",
     "Transaction": "envelope",
+    "a_label": "services",
     "controls": "",
     "events": "",
     "hookimpl": "hookspecs",
     "lower": "address",
+    "is_ip": "services",
     "new_id": "envelope",
     "parse_network": "units",
     "quote_local_part": "address",

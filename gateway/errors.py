@@ -12,6 +12,11 @@ GatewayError
 │   ├── QueueLocked       another gateway owns it
 │   └── QueueDamaged      the store's file is not whole
 ├── JournalError          events cannot be made safe now  (451 4.3.0)
+├── DnsError
+│   ├── DnsNotFound       the name, or this kind of record of it, does not exist
+│   └── DnsTemporary      no answer that counts; ask again
+├── DialogueError         the other host was lost, fell silent, or broke SMTP's rules
+│   └── TlsFailed         its handshake did not end well
 ├── ListenError           a listener cannot have its address
 └── ControlError          no running gateway, or it refused a command
 """
@@ -104,6 +109,32 @@ class QueueDamaged(QueueError):
 
 class JournalError(GatewayError):
     """The journal cannot be written, or another process writes it; facts are not safe on disk."""
+
+
+class DnsError(GatewayError):
+    """A name was looked up in vain."""
+
+
+class DnsNotFound(DnsError):
+    """There is no such name, or it has no such record: asking again changes nothing."""
+
+
+class DnsTemporary(DnsError):
+    """No server gave an answer that counts (time-out, SERVFAIL, refused, a loop): ask again later."""
+
+
+class DialogueError(GatewayError):
+    """The dialogue with another host ended before it had taken anything: try again, there or elsewhere."""
+
+    def __init__(self, text: str, status: str = "4.4.2", reply: str = "") -> None:
+        super().__init__(text)
+        self.status = status
+        #: What the host said, if that was the reason.
+        self.reply = reply
+
+
+class TlsFailed(DialogueError):
+    """The TLS handshake failed; the same host may do without (RFC 7435)."""
 
 
 class ListenError(GatewayError):

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from gateway.chain import Chain
+    from gateway.counters import Counters
     from gateway.errors import Place
     from gateway.events import Event
     from gateway.hookspecs import Stages as _Base
-    from gateway.services import Clock, Counters, Dns
+    from gateway.services import Clock, Dns
 else:
 
     class _Base:

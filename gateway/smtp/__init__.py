@@ -6,13 +6,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gateway.smtp.client import Connection as Connection
+    from gateway.smtp.client import Target as Target
+    from gateway.smtp.client import Timeouts as Timeouts
+    from gateway.smtp.client import opportunistic_tls as opportunistic_tls
+    from gateway.smtp.dialogue import Envelope as Envelope
+    from gateway.smtp.dialogue import Verdict as Verdict
     from gateway.smtp.reply import Reply as Reply
     from gateway.smtp.server import Server as Server
 
 #: name -> the module it lives in.
 _HOME = {
+    "Connection": "client",
+    "Envelope": "dialogue",
     "Reply": "reply",
     "Server": "server",
+    "Target": "client",
+    "Timeouts": "client",
+    "Verdict": "dialogue",
+    "opportunistic_tls": "client",
 }
 
 __all__ = list(_HOME)

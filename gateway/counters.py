@@ -1,0 +1,80 @@
+"""Expiring keyed counters and slots: the state of all limits, per gateway and not per worker.
+
+Every call is awaitable, because with several workers the state lives with the supervisor behind this same
+interface. A limit is soft state: it starts from zero with the gateway, and the oldest counters go when there
+are more keys than fit.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.services import Clock
+
+#: Counters kept at most; about 20 MB. Slots need no bound: whoever holds one holds a session or a delivery.
+KEYS = 100_000
+
+
+@dataclass(slots=True)
+class _Window:
+    """Hits of the window that runs, and of the one before it."""
+
+    started: float
+    length: float
+    count: int = 0
+    former: int = 0
+
+    def roll(self, now: float) -> None:
+        """Move on to the window that `now` is in."""
+        passed = int((now - self.started) // self.length)
+        if passed:
+            self.former = self.count if passed == 1 else 0
+            self.count = 0
+            self.started += passed * self.length
+
+
+class Counters:
+    """Counters that forget, and slots that are given back."""
+
+    def __init__(self, clock: Clock, keys: int = KEYS) -> None:
+        self._clock = clock
+        self._keys = keys
+        self._windows: OrderedDict[str, _Window] = OrderedDict()
+        self._slots: dict[str, int] = {}
+
+    async def hit(self, key: str, window: float, amount: int = 1) -> int:
+        """Count, and give the hits of the last `window` seconds, this one with them.
+
+        Two numbers a key are kept, so hits of the window before count for the share of it that the last
+        `window` seconds still cover. `amount` 0 only asks.
+        """
+        now = self._clock.monotonic()
+        found = self._windows.get(key)
+        if found is None or found.length != window:
+            found = self._windows[key] = _Window(now, window)
+        found.roll(now)
+        found.count += amount
+        self._windows.move_to_end(key)
+        while len(self._windows) > self._keys:
+            self._windows.popitem(last=False)
+        covered = 1 - (now - found.started) / window
+        return found.count + round(found.former * covered)
+
+    async def take(self, key: str, limit: int) -> bool:
+        """Take one of `limit` slots; False when all are taken. Give each back exactly once."""
+        taken = self._slots.get(key, 0)
+        if taken >= limit:
+            return False
+        self._slots[key] = taken + 1
+        return True
+
+    async def give(self, key: str) -> None:
+        """Give a slot back."""
+        left = self._slots.get(key, 0) - 1
+        if left > 0:
+            self._slots[key] = left
+        else:
+            self._slots.pop(key, None)
