@@ -11,15 +11,15 @@ The moves of a recipient, and what makes each:
   from         to           by
   (new)        queued       add
   (new)        held         add, when a stage said Hold
-  queued       attempting   claim
+  queued       attempting   claim; take, whatever its due time (a person said: bounce it now)
+  held         attempting   take
   attempting   delivered    finish
   attempting   failed       finish
   attempting   expired      finish
   attempting   queued       finish (deferred), release_claims, open after a crash
+  attempting   (gone)       split: several new ones, queued, stand in its place
   queued       held         hold
   held         queued       release
-  queued       failed       bounce
-  held         failed       bounce
 
 `receiving -> queued` is the commit: before it nothing is visible, after it nothing may be lost.
 A message is `finished`, and forgotten, with the transaction that ends its last recipient.
@@ -28,8 +28,8 @@ A message is `finished`, and forgotten, with the transaction that ends its last 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 
     from gateway.envelope import Entry, EntryRecipient, RecipientState
 
-#: (from, to) -> the operation that makes the move; "" is before `add`.
+#: (from, to) -> the operation that makes the move; "" is outside the queue.
 MOVES: dict[tuple[str, str], str] = {
     ("", "queued"): "add",
     ("", "held"): "add",
     ("queued", "attempting"): "claim",
+    ("held", "attempting"): "take",
     ("attempting", "delivered"): "finish",
     ("attempting", "failed"): "finish",
     ("attempting", "expired"): "finish",
     ("attempting", "queued"): "finish",
+    ("attempting", ""): "split",
     ("queued", "held"): "hold",
     ("held", "queued"): "release",
-    ("queued", "failed"): "bounce",
-    ("held", "failed"): "bounce",
 }
 ENDED: frozenset[RecipientState] = frozenset({"delivered", "failed", "expired"})
 
@@ -76,6 +76,18 @@ class Filter:
     state: str = ""
     #: Entries born before this time, seconds since the epoch; 0 matches all.
     born_before: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What an entry holds beside some of its recipients; it says who is the last one."""
+
+    #: How many of the others have not ended, held ones included.
+    open: int
+    #: How many recipients of the entry were delivered before.
+    delivered: int = 0
+    #: Those of the others that have failed or expired.
+    failures: Sequence[EntryRecipient] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +124,20 @@ class Queue(ABC):
 
     @abstractmethod
     async def add(self, entry: Entry) -> None:
-        """Store an entry; returns when it is on stable storage (one fsync may serve many calls)."""
+        """Store an entry; returns when it is on stable storage (one fsync may serve many calls).
+
+        A body file in `spool_folder` then belongs to the store, and `entry.message.body` says where it
+        is. When this raises, the file is still the caller's.
+        """
 
     @abstractmethod
     async def claim(self, now: float, limit: int, busy: Mapping[str, int], per_lane: int) -> list[Entry]:
-        """Take entries that have recipients due at `now`; they are ours until `finish` or `release_claims`.
+        """Take recipients that are due at `now`; they are ours until `finish`, `split` or `release_claims`.
 
-        Fair: round robin over lanes (sender and recipient domain), at most `per_lane` recipients of one
-        lane less what `busy` says we hold of it. An entry is never claimed twice at a time; the entries
-        given hold ALL their recipients, those due in state `attempting`. At most `limit` recipients.
+        The entries given hold only what this call took, in state `attempting`; other recipients of the same
+        entry may be ours already, or be given later. Fair: round robin over lanes (sender and recipient
+        domain), at most `per_lane` recipients of one lane less what `busy` says we hold of it, and at most
+        `limit` recipients in all.
         """
 
     @abstractmethod
@@ -128,16 +145,20 @@ class Queue(ABC):
         """End attempts: one transaction for all of them. Forgets an entry whose recipients have all ended."""
 
     @abstractmethod
+    async def rest(self, entry_id: str, numbers: Collection[int]) -> Rest:
+        """Tell what the entry holds beside these recipients."""
+
+    @abstractmethod
+    async def split(self, entry: Entry, number: int, recipients: Sequence[EntryRecipient]) -> None:
+        """Put several queued recipients in the place of a claimed one; the store gives them their numbers."""
+
+    @abstractmethod
     async def release_claims(self, entries: Sequence[Entry]) -> None:
         """Give claimed recipients back as `queued`, unchanged: the attempt was not made."""
 
     @abstractmethod
     async def next_due(self) -> float | None:
-        """When the earliest unclaimed recipient is due; None when nothing waits."""
-
-    @abstractmethod
-    async def list(self, wanted: Filter, limit: int = 1000, after: str = "") -> list[Entry]:
-        """Give entries in order of id, without bodies in memory; page on with `after`."""
+        """When the earliest unclaimed recipient is due (a time in the past: now); None when nothing waits."""
 
     @abstractmethod
     async def get(self, entry_id: str) -> Entry | None:
@@ -145,7 +166,7 @@ class Queue(ABC):
 
     @abstractmethod
     async def retry(self, wanted: Filter) -> list[Entry]:
-        """Make queued recipients due now. Gives the entries touched, as they are after it."""
+        """Make queued recipients due now. Gives the entries touched, as they are after it, without bodies."""
 
     @abstractmethod
     async def hold(self, wanted: Filter) -> list[Entry]:
@@ -153,7 +174,11 @@ class Queue(ABC):
 
     @abstractmethod
     async def release(self, wanted: Filter) -> list[Entry]:
-        """Move held recipients to queued, due now."""
+        """Move held recipients to queued, due now. The time held is added to the entry's birth."""
+
+    @abstractmethod
+    async def take(self, wanted: Filter, limit: int = 1000) -> list[Entry]:
+        """Claim queued and held recipients whatever their due time, as `claim` does."""
 
     @abstractmethod
     async def delete(self, wanted: Filter) -> list[Entry]:
@@ -162,6 +187,10 @@ class Queue(ABC):
     @abstractmethod
     async def stats(self) -> list[Stats]:
         """Count recipients by domain and state."""
+
+    @abstractmethod
+    async def list(self, wanted: Filter, limit: int = 1000, after: str = "") -> list[Entry]:
+        """Give entries in order of id, without bodies in memory; page on with `after`."""
 
 
 def lane(entry: Entry, recipient: EntryRecipient) -> str:

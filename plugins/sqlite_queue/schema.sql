@@ -1,0 +1,39 @@
+-- Addresses are BLOBs: they may hold bytes that are no UTF-8.
+CREATE TABLE entry (
+  seq     INTEGER PRIMARY KEY,
+  id      TEXT NOT NULL UNIQUE,
+  state   TEXT NOT NULL,              -- receiving, queued
+  open    INTEGER NOT NULL,           -- recipients that have not ended
+  delivered INTEGER NOT NULL,         -- recipients that were delivered
+  numbers INTEGER NOT NULL,           -- the number that the next new recipient gets
+  sender  BLOB NOT NULL,
+  birth   REAL NOT NULL,
+  origin  TEXT NOT NULL,
+  parent  TEXT NOT NULL,
+  size    INTEGER NOT NULL,
+  more    TEXT NOT NULL,              -- JSON: params, facts, notes
+  file    INTEGER,                    -- size of bodies/ID; NULL: the body is in this row
+  header  BLOB NOT NULL,
+  body    BLOB
+);
+
+-- A delivered recipient has no row; a failed one keeps its row for the bounce.
+CREATE TABLE recipient (
+  entry    INTEGER NOT NULL,
+  number   INTEGER NOT NULL,
+  state    TEXT NOT NULL,             -- ready (queued, due), waiting (queued, due later), attempting, held, failed, expired
+  due      REAL NOT NULL,             -- of a held one: since when it is held
+  attempts INTEGER NOT NULL,
+  lane     BLOB NOT NULL,             -- sender, NUL, domain
+  address  BLOB NOT NULL,
+  original BLOB NOT NULL,
+  more     TEXT NOT NULL,             -- JSON of the rest, empty when there is none
+  PRIMARY KEY (entry, number)
+) WITHOUT ROWID;
+
+-- The dispatcher hops over lanes in this one,
+CREATE INDEX ready ON recipient (lane) WHERE state = 'ready';
+-- and moves rows into it from this one when their time comes.
+CREATE INDEX waiting ON recipient (due) WHERE state = 'waiting';
+
+PRAGMA user_version = 1;

@@ -1,0 +1,316 @@
+"""The store: a Queue over one SQLite file, with a writer thread and a reader thread."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+from gateway import Address, FileBody
+from gateway.queue import Queue, Rest, Stats, lane
+
+from . import disk
+from .fresh import Fresh
+from .rows import encode
+from .shard import Shard, conditions
+from .writer import Writer, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from gateway import Entry, EntryRecipient
+    from gateway.queue import Filter, Finish
+
+R = TypeVar("R")
+
+#: Recipients that one transaction may add, so that a list post does not hold up the others.
+BATCH = 1000
+
+
+class SqliteQueue(Queue):
+    """One shard in `folder`. `now` gives the time in seconds since the epoch."""
+
+    def __init__(self, folder: Path, now: Callable[[], float]) -> None:
+        self.folder = folder
+        self.spool_folder = folder / "spool"
+        self._bodies = folder / "bodies"
+        self._now = now
+        self._lock: TextIO | None = None
+        self._fresh = Fresh()
+        #: Entries given from memory: they hold one recipient and nothing beside it.
+        self._sole: set[str] = set()
+        #: Before this time the file has nothing to claim.
+        self._next = 0.0
+
+    async def open(self) -> None:
+        """Take the lock, check the file, sweep, and start the threads."""
+        await asyncio.to_thread(self._open)
+        self._fresh, self._sole, self._next = Fresh(), set(), 0.0
+        self._reading = ThreadPoolExecutor(1, "sqlite_queue_reader")
+        self._writer = Writer(self._shard, asyncio.get_running_loop())
+
+    def _open(self) -> None:
+        try:
+            disk.make_folders(self.folder)
+            self._lock = disk.lock(self.folder)
+            path = self.folder / "queue.db"
+            connection = disk.connect(path, Path(__file__).with_name("schema.sql").read_text())
+            self._shard = Shard(connection, self._bodies)
+            with connection:
+                self._shard.sweep()
+            disk.sweep_files(self.folder, self._shard.files())
+            self._reader = Shard(disk.read_only(path), self._bodies)
+        except Exception as error:
+            self._unlock()
+            raise translated(error) from error
+
+    async def close(self) -> None:
+        """Finish what waits, and give the lock back."""
+        await self._writer.stop()
+        self._reading.shutdown()
+        self._reader.connection.close()
+        self._shard.connection.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    async def add(self, entry: Entry) -> None:
+        """Commit an entry together with all others that wait. A cancelled caller does not stop the commit."""
+        now = self._now()
+        if isinstance(entry.message.body, FileBody) or len(entry.recipients) > BATCH:
+            await asyncio.shield(asyncio.create_task(self._add_large(entry, now)))
+            return
+        handed = self._fresh.reserve(entry, now)
+        future = self._writer.submit(lambda shard: shard.add(entry, now, handed=handed))
+        if handed:
+            future.add_done_callback(lambda done: self._handed(entry, done))
+        else:
+            self._due(entry.recipients)
+        await asyncio.shield(future)
+
+    def _handed(self, entry: Entry, done: asyncio.Future[int]) -> None:
+        if done.cancelled() or done.exception():
+            self._fresh.drop(entry)
+        else:
+            self._fresh.put(entry)
+
+    async def _add_large(self, entry: Entry, now: float) -> None:
+        """Add an entry whose body is a file, or whose recipients need several transactions."""
+        try:
+            await self._keep([entry])
+            if len(entry.recipients) > BATCH:
+                await self._add_in_batches(entry, now)
+            else:
+                await self._writer.submit(lambda shard: shard.add(entry, now))
+        except Exception:
+            self._unlink([entry.id])
+            raise
+        self._due(entry.recipients)
+        await self._kept([entry])
+
+    async def _add_in_batches(self, entry: Entry, now: float) -> None:
+        """Write the recipients while nobody sees them; the flip is the commit."""
+        seq = await self._writer.submit(lambda shard: shard.add(entry, now, "receiving"))
+        try:
+            for start in range(0, len(entry.recipients), BATCH):
+                some = entry.recipients[start : start + BATCH]
+                await self._writer.submit(partial(_add_recipients, seq, entry, some, now))
+            await self._writer.submit(lambda shard: shard.flip(seq))
+        except Exception:
+            self._writer.submit(lambda shard: shard.drop(seq))
+            raise
+
+    async def claim(self, now: float, limit: int, busy: Mapping[str, int], per_lane: int) -> list[Entry]:
+        """Take from memory and from the file, half and half when both have some."""
+        stored = self._next <= now
+        found = self._from_memory(limit // 2 or 1 if stored else limit, busy, per_lane)
+        if stored and len(found) < limit:
+            found += await self._from_file(now, limit - len(found), _held(busy, found), per_lane)
+        if stored:
+            left = limit - sum(len(entry.recipients) for entry in found)
+            found += self._from_memory(left, _held(busy, found), per_lane)
+        return found
+
+    def _from_memory(self, limit: int, busy: Mapping[str, int], per_lane: int) -> list[Entry]:
+        taken = self._fresh.claim(limit, busy, per_lane)
+        self._sole.update(entry.id for entry in taken)
+        return taken
+
+    async def _from_file(self, now: float, limit: int, busy: Mapping[str, int], per_lane: int) -> list[Entry]:
+        held = {encode(name): count for name, count in busy.items()}
+
+        def claim(shard: Shard) -> tuple[list[Entry], float | None]:
+            return shard.claim(now, limit, held, per_lane), shard.next_due()
+
+        # What is stored from here on lowers it again; what was stored before is seen by this claim.
+        self._next = math.inf
+        try:
+            entries, due = await self._writer.submit(claim)
+        except BaseException:
+            self._next = 0.0
+            raise
+        self._next = min(self._next, math.inf if due is None else due)
+        return entries
+
+    async def finish(self, finishes: Sequence[Finish]) -> None:
+        """End attempts in one transaction. A cancelled caller does not stop the commit."""
+        await asyncio.shield(asyncio.create_task(self._finish(finishes)))
+
+    async def _finish(self, finishes: Sequence[Finish]) -> None:
+        births = [birth for one in finishes for birth in one.births]
+        now = self._now()
+
+        def finish(shard: Shard) -> list[str]:
+            return [name for one in finishes for name in shard.finish(one, now)]
+
+        try:
+            await self._keep(births)
+            unneeded = await self._writer.submit(finish)
+        except Exception:
+            self._unlink(birth.id for birth in births)
+            raise
+        self._sole.difference_update(one.entry.id for one in finishes)
+        self._due(recipient for one in finishes for recipient in one.recipients)
+        self._due(recipient for birth in births for recipient in birth.recipients)
+        await self._kept(births)
+        self._unlink(unneeded)
+
+    async def rest(self, entry_id: str, numbers: Collection[int]) -> Rest:
+        """Tell what the entry holds beside these recipients; an entry given from memory holds nothing else."""
+        if entry_id in self._sole:
+            return Rest(0)
+        return await self._read(lambda shard: shard.rest(entry_id, numbers))
+
+    async def split(self, entry: Entry, number: int, recipients: Sequence[EntryRecipient]) -> None:
+        """Put several queued recipients in the place of a claimed one."""
+        now = self._now()
+        self._sole.discard(entry.id)
+        await asyncio.shield(self._writer.submit(lambda shard: shard.split(entry, number, recipients, now)))
+        self._next = 0.0
+
+    async def release_claims(self, entries: Sequence[Entry]) -> None:
+        """Give claimed recipients back."""
+        self._sole.difference_update(entry.id for entry in entries)
+        await asyncio.shield(self._writer.submit(lambda shard: shard.release_claims(entries)))
+        self._next = 0.0
+
+    async def next_due(self) -> float | None:
+        """When the earliest unclaimed recipient is due."""
+        return 0.0 if self._fresh else await self._read(Shard.next_due)
+
+    async def get(self, entry_id: str) -> Entry | None:
+        """Give one entry with its message."""
+        await self._settle_fresh()
+        return await self._read(lambda shard: shard.get(entry_id))
+
+    async def retry(self, wanted: Filter) -> list[Entry]:
+        """Make queued recipients due now."""
+        return await self._change("retry", wanted)
+
+    async def hold(self, wanted: Filter) -> list[Entry]:
+        """Move queued recipients to held."""
+        return await self._change("hold", wanted)
+
+    async def release(self, wanted: Filter) -> list[Entry]:
+        """Move held recipients to queued."""
+        return await self._change("release", wanted)
+
+    async def _change(self, verb: str, wanted: Filter) -> list[Entry]:
+        where, values = conditions(wanted)
+        now = self._now()
+
+        def change(shard: Shard) -> list[Entry]:
+            ids = shard.change(verb, where, values, now)
+            return [entry for id_ in ids for _, entry, _ in shard.entries("e.id = ?", [id_], 1)]
+
+        await self._settle_fresh()
+        changed = await asyncio.shield(self._writer.submit(change))
+        self._next = 0.0
+        return changed
+
+    async def delete(self, wanted: Filter) -> list[Entry]:
+        """Forget whole entries, without a bounce."""
+        where, values = conditions(wanted)
+        await self._settle_fresh()
+        entries, unneeded = await asyncio.shield(
+            self._writer.submit(lambda shard: shard.delete(where, values))
+        )
+        self._unlink(unneeded)
+        return entries
+
+    async def take(self, wanted: Filter, limit: int = 1000) -> list[Entry]:
+        """Claim queued and held recipients whatever their due time."""
+        where, values = conditions(wanted)
+        await self._settle_fresh()
+        return await asyncio.shield(self._writer.submit(lambda shard: shard.take(where, values, limit)))
+
+    async def stats(self) -> list[Stats]:
+        """Count recipients by domain and state."""
+        await self._settle_fresh()
+        rows = await self._read(Shard.stats)
+        return [Stats(Address.decode(domain), state, count, oldest) for domain, state, count, oldest in rows]
+
+    async def _settle_fresh(self) -> None:
+        """Give what waits in memory back to the file, where people can see and change it."""
+        if waiting := self._fresh.drain():
+            await self.release_claims(waiting)
+
+    def _due(self, recipients: Iterable[EntryRecipient]) -> None:
+        for one in recipients:
+            if one.state == "queued":
+                self._next = min(self._next, one.due)
+
+    async def _read(self, call: Callable[[Shard], R]) -> R:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reading, call, self._reader)
+        except Exception as error:
+            raise translated(error) from error
+
+    async def _keep(self, entries: Sequence[Entry]) -> None:
+        """Put bodies that are files on stable storage, before a row names them."""
+        for entry in entries:
+            if isinstance(entry.message.body, FileBody):
+                try:
+                    await asyncio.to_thread(disk.keep_body, entry.message.body.path, self._bodies / entry.id)
+                except OSError as error:
+                    raise translated(error) from error
+
+    async def _kept(self, entries: Sequence[Entry]) -> None:
+        """Take the spooled files over, now that the rows are there."""
+        for entry in entries:
+            body = entry.message.body
+            if isinstance(body, FileBody):
+                entry.message.body = FileBody(self._bodies / entry.id, body.size)
+                if body.path.parent == self.spool_folder:
+                    await asyncio.to_thread(body.path.unlink, missing_ok=True)
+
+    def _unlink(self, ids: Iterable[str]) -> None:
+        for id_ in ids:
+            (self._bodies / id_).unlink(missing_ok=True)
+
+    async def list(self, wanted: Filter, limit: int = 1000, after: str = "") -> list[Entry]:
+        """Give entries in order of id, without bodies."""
+        where, values = conditions(wanted)
+        await self._settle_fresh()
+        found = await self._read(lambda shard: shard.entries(where, values, limit, after))
+        return [entry for _, entry, _ in found]
+
+
+def _add_recipients(seq: int, entry: Entry, some: Sequence[EntryRecipient], now: float, shard: Shard) -> None:
+    shard.add_recipients(seq, entry, some, now)
+
+
+def _held(busy: Mapping[str, int], entries: Sequence[Entry]) -> Mapping[str, int]:
+    """Add what was just taken to what is held of each lane."""
+    found = dict(busy)
+    for entry in entries:
+        for one in entry.recipients:
+            name = lane(entry, one)
+            found[name] = found.get(name, 0) + 1
+    return found
