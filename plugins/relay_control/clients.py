@@ -81,7 +81,7 @@ class Client(BaseModel):
         """Read `127.0.0.0/8` as a network and `.example.org` as a host."""
         if not isinstance(value, str):
             return value
-        return {"networks" if re.fullmatch(r"[0-9./]+|.*[:/].*", value) else "hosts": [value]}
+        return {"networks" if re.fullmatch(r"[0-9][0-9./]*|.*[:/].*", value) else "hosts": [value]}
 
     @model_validator(mode="after")
     def _names_somebody(self) -> Client:
