@@ -143,6 +143,22 @@ class Chain:
 
             self.tell(Stages.event, event)
 
+    async def life(self, plugin: str, hook: Hook[None], *, quiet: bool = False) -> None:
+        """Run `startup` or `shutdown` of one plugin; raises what it raises, unless quiet: then it is an event."""
+        step = self._by_plugin.get((hook.spec.name, plugin))  # type: ignore[attr-defined]
+        if step is None:
+            return
+        try:
+            value = step.call()
+            if hasattr(value, "__await__"):
+                await asyncio.wait_for(value, step.deadline)
+        except Exception as error:
+            if not quiet:
+                raise
+            text = "".join(traceback.format_exception(error))
+            stage = hook.spec.name  # type: ignore[attr-defined]
+            self.emit(PluginFailed(plugin=plugin, stage=stage, error=repr(error), traceback=text))
+
     async def drain(self) -> None:
         """Wait until observers have seen all they were told."""
         if self._observer is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway import events
 from gateway.chain import FAULT
@@ -18,7 +18,7 @@ from gateway.hookspecs import Stages
 from gateway.message import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from gateway.address import Address
     from gateway.chain import Chain
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from gateway.envelope import Client, Origin
     from gateway.message import Message
     from gateway.queue import Queue
-    from gateway.services import Clock
+    from gateway.plugin import Services
+    from gateway.settings import Limits
     from gateway.smtp.reply import Reply
+
+R = TypeVar("R")
 
 #: From the mildest to the strictest; where recipients of one SMTP message differ, the strictest counts.
 _STRICTNESS = (Accept, Discard, Hold, Defer, Reject, Disconnect)
@@ -42,16 +45,18 @@ class Reception:
         self,
         chain: Callable[[], Chain],
         queue: Queue,
-        clock: Clock,
-        message_size: Callable[[], int],
+        services: Services,
+        limits: Callable[[], Limits],
         accepted: Callable[[], None],
     ) -> None:
         self._chain = chain
         self._queue = queue
-        self._clock = clock
-        self._message_size = message_size
+        self._clock = services.clock
+        self._counters = services.counters
+        self._limits = limits
         self._accepted = accepted
         self._chains: dict[str, Chain] = {}
+        self._slots: dict[str, list[str]] = {}
         self._commits: set[asyncio.Task[Any]] = set()
 
     def sessions(self, chain: Chain | None = None) -> int:
@@ -67,7 +72,10 @@ class Reception:
         return session
 
     async def connect(self, session: Session) -> Decision | None:
-        """Ask `connect`."""
+        """Count the session against its limits, and ask `connect`."""
+        over = await self._over(session)
+        if over is not None:
+            return over
         decision = (await self._chain_of(session).ask(Stages.connect, session)).value
         if isinstance(decision, _REFUSALS):
             self._emit(session, events.SessionRefused(**about(session), **why(decision), protocol=session.protocol))
@@ -135,7 +143,9 @@ class Reception:
     def spool(self, transaction: Transaction) -> Spool:
         """Give the place for the bytes of this transaction's message."""
         session = transaction.session
-        limit = session.message_size if session and session.message_size is not None else self._message_size()
+        limit = self._limits().message_size
+        if session and session.message_size is not None:
+            limit = session.message_size
         return Spool(self._queue.spool_folder, limit=limit)
 
     async def message(self, transaction: Transaction, message: Message) -> Decision:
@@ -149,10 +159,7 @@ class Reception:
                 self._discarded(transaction, decision)
             return decision
         # From here on the message is submitted: neither a client that left nor a timer may stop the commit.
-        commit = asyncio.get_running_loop().create_task(self._commit(chain, entry, transaction))
-        self._commits.add(commit)
-        commit.add_done_callback(self._commits.discard)
-        return await asyncio.shield(commit)
+        return await asyncio.shield(self._spawn(self._commit(chain, entry, transaction)))
 
     async def admit(
         self, transaction: Transaction, message: Message, chain: Chain | None = None
@@ -197,6 +204,8 @@ class Reception:
         """The session is over."""
         session.closed = True
         chain = self._chains.pop(session.id, None)
+        for slot in self._slots.pop(session.id, ()):
+            self._spawn(self._counters.give(slot))
         if chain is not None:
             chain.emit(events.SessionClosed(**about(session), reason=reason))
             chain.tell(Stages.disconnect, session)
@@ -205,6 +214,29 @@ class Reception:
         """Wait for commits under way."""
         if self._commits:
             await asyncio.wait(self._commits)
+
+    def _spawn(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        """Run what must not end with the session's task."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
+        return task
+
+    async def _over(self, session: Session) -> Defer | None:
+        """Take a slot of each limit on sessions; what is taken goes back at `disconnect`."""
+        limits = self._limits()
+        slots = self._slots.setdefault(session.id, [])
+        for name, key, limit in (
+            ("sessions_per_client", f"sessions/{session.client.ip}", limits.sessions_per_client),
+            ("sessions", "sessions", limits.sessions),
+        ):
+            if not await self._counters.take(key, limit):
+                decision = Defer("4.7.0", "too many connections, try again later", reason=name)
+                told = {**about(session), **why(decision)}
+                self._emit(session, events.LimitExceeded(**told, limit=name, allowed=limit))
+                return decision
+            slots.append(key)
+        return None
 
     async def _commit(self, chain: Chain, entry: Entry, transaction: Transaction) -> Decision:
         try:
