@@ -51,6 +51,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, target: Target, helo: str, timeouts: Timeouts) -> None:
         self.target = target
+        #: Messages that were offered on it.
+        self.offered = 0
         self._dialogue = Dialogue(helo)
         self._timeouts = timeouts
         self._reader = ReplyReader()
@@ -70,9 +72,9 @@ class Connection(asyncio.Protocol):
         will not do now.
         """
         try:
-            return await cls(target, helo, timeouts)._begin(tls)
+            return await cls(target, helo, timeouts).begin(tls)
         except TlsFailed:
-            return await cls(target, helo, timeouts)._begin(None)
+            return await cls(target, helo, timeouts).begin(None)
 
     @property
     def reusable(self) -> bool:
@@ -89,6 +91,7 @@ class Connection(asyncio.Protocol):
 
         Raises DialogueError only while the host has taken nothing: another address may be tried then.
         """
+        self.offered += 1
         return await self._run(self._dialogue.transaction(envelope), message=message)
 
     def quit(self) -> None:
@@ -137,7 +140,8 @@ class Connection(asyncio.Protocol):
         self._heard.set()
         self._writable.set()
 
-    async def _begin(self, tls: ssl.SSLContext | None) -> Connection:
+    async def begin(self, tls: ssl.SSLContext | None) -> Connection:
+        """Connect this one, and go through greeting, EHLO and TLS."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeouts.connect):
