@@ -1,0 +1,88 @@
+"""`mailward run`: serve mail in the foreground."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gateway.commands.common import conf_option, configuration_folder
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from gateway.worker import Configuration
+
+SINK = ("127.0.0.1", 2526)
+_ACCOUNTS = ("abc", "xyz")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mailward run --conf /etc/mailward/conf.d
+  mailward run --demo      a gateway to play with, state under ./var
+"""
+)
+@conf_option
+@click.option("--demo", is_flag=True, help="Run the shipped demo on loopback, with its state under ./var.")
+def run(conf: Path | None, demo: bool) -> None:
+    """Serve mail in the foreground until SIGTERM; SIGHUP reloads."""
+    from gateway.supervisor import nothing
+    from gateway.supervisor import run as serve
+    from gateway.worker import Configuration
+
+    folder = demo_folder() if demo else configuration_folder(conf)
+    configuration = Configuration.load(folder, Path.cwd() if demo else None)
+    beside = (lambda: _demo_world(configuration)) if demo else nothing
+    serve(configuration, lambda: _say_ready(configuration, demo=demo), beside)
+
+
+def demo_folder() -> Path:
+    """Find the shipped demo configuration: in the wheel, or beside `gateway/` in a checkout."""
+    package = Path(__file__).parent.parent
+    for folder in (package / "_conf.d", package.parent / "conf.d"):
+        if folder.is_dir():
+            return folder
+    raise ConfigError("the demo configuration is missing: install mailward again")
+
+
+@contextlib.asynccontextmanager
+async def _demo_world(configuration: Configuration) -> AsyncIterator[None]:
+    """Make the demo's homes, and receive what it sends to remote hosts."""
+    from gateway.testing.sink import sink
+
+    state = configuration.settings.gateway.state
+    for name in _ACCOUNTS:
+        make_home(state / "home" / name)
+    async with sink(*SINK, state / "sink"):
+        yield
+
+
+def make_home(home: Path) -> None:
+    """Make a home with a catch-all and an `info` of its own; what is there stays."""
+    for folder in ("all", "info"):
+        for part in ("tmp", "new", "cur"):
+            (home / folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, line in ((".qmail-default", "./all/\n"), (".qmail-info", "./info/\n")):
+        if not (home / name).exists():
+            (home / name).write_text(line)
+
+
+def _say_ready(configuration: Configuration, *, demo: bool) -> None:
+    """Tell a person what runs; nothing when events go to stdout or stderr, which readers parse."""
+    if any(isinstance(output.to, str) for output in configuration.settings.journal.outputs):
+        return
+    where = ", ".join(f"{one.name} at {one.address}" for one in configuration.settings.listeners)
+    click.echo(f"Mailward serves {where} (pid {os.getpid()}, uid {os.geteuid()}).")
+    if demo:
+        command = Path(sys.argv[0])
+        shown = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+        click.echo(f"In a second terminal, here:  {shown} demo")
+        click.echo("Stop with Ctrl-C; rm -r var .venv removes all that it made.")
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""The tool kit for tests of plugins and of the gateway itself."""
