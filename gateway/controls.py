@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
+
+from gateway.address import lower
+from gateway.errors import ConfigError, Place, Problem
+
+T = TypeVar("T")
 
 
 def read_line(path: Path) -> str | None:
@@ -18,7 +23,7 @@ def read_line(path: Path) -> str | None:
 
 def read_integer(path: Path, default: int) -> int:
     """Read the longest digit prefix of the first line, or give the default."""
-    digits = re.match(r"\d+", read_line(path) or "")
+    digits = re.match(r"[0-9]+", read_line(path) or "")
     return int(digits[0]) if digits else default
 
 
@@ -28,7 +33,12 @@ def read_list(path: Path) -> list[tuple[int, str]] | None:
     Trailing blanks go, leading ones stay; empty lines and lines that start with `#` are dropped.
     """
     text = _read(path)
-    return None if text is None else list(_lines(text))
+    return None if text is None else parse_list(text)
+
+
+def parse_list(text: str) -> list[tuple[int, str]]:
+    """Do to a text what `read_list` does to a file."""
+    return list(_lines(text))
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -43,7 +53,9 @@ def colon_map(lines: Iterable[tuple[int, str]]) -> dict[str, tuple[int, str]]:
 
     Lines without a colon do not count.
     """
-    return {key.lower(): (n, value) for n, line in lines for key, colon, value in [line.partition(":")] if colon}
+    return {
+        lower(key): (n, value) for n, line in lines for key, colon, value in [line.partition(":")] if colon
+    }
 
 
 def domain_keys(domain: str) -> Iterator[str]:
@@ -56,6 +68,42 @@ def domain_keys(domain: str) -> Iterator[str]:
     while at >= 0:
         yield domain[at:]
         at = domain.find(".", at + 1)
+
+
+class ControlFile(Generic[T]):
+    """A file that people edit while the gateway runs: what was made of it is made anew when it changes.
+
+    `parse` takes the text and the file's name. Raises ConfigError when the file cannot be read at first.
+    """
+
+    def __init__(self, path: Path, parse: Callable[[str, str], T], setting: str, place: Place | None) -> None:
+        self.path = path
+        self._parse = parse
+        self._seen: tuple[int, ...] = ()
+        self._value: T | None = None
+        try:
+            self.get()
+        except OSError as error:
+            raise ConfigError(Problem(f"{setting}: {path}: {error.strerror}", place)) from error
+
+    def get(self) -> T:
+        """Give what the file says now. Raises OSError, and what `parse` raises, until it is mended."""
+        status = self.path.stat()
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if self._value is None or seen != self._seen:
+            self._value = self._parse(self.path.read_text("utf-8", "surrogateescape"), str(self.path))
+            self._seen = seen
+        return self._value
+
+
+def domain_table(text: str, name: str) -> dict[str, str]:
+    """Make domain -> `file:line` of a list of domains; for a ControlFile."""
+    return {lower(line): f"{name}:{number}" for number, line in parse_list(text)}
+
+
+def account_table(text: str, name: str) -> dict[str, tuple[str, str]]:
+    """Make key -> (value, `file:line`) of `key:value` lines; for a ControlFile."""
+    return {key: (value, f"{name}:{n}") for key, (n, value) in colon_map(parse_list(text)).items()}
 
 
 def _read(path: Path) -> str | None:
