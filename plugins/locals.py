@@ -1,6 +1,7 @@
 """locals: the domains whose mail is delivered here to accounts of the same name. Replaces control/locals.
 
-Options: `domains`, `file` (control/locals, seen anew when it changes). Without either, the gateway's own name is the one local domain.
+Options: `domains`, `file` (control/locals, seen anew when it changes). Without either, the gateway's own
+name is the one local domain.
 Names are exact: a sub-domain is another domain.
 
 It marks such recipients, so that `virtual_domains` leaves them alone, and routes what either of the two has

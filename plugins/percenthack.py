@@ -1,4 +1,4 @@
-"""percenthack: unwrap `user%host@domain`, and complete addresses without a domain. Replaces those of qmail-send.
+"""percenthack: unwrap `user%host@domain`, and complete addresses without `@`. Replaces that part of qmail-send.
 
 Options: `domains`, `file` (control/percenthack, seen anew when it changes), `envnoathost`. Leave the list
 empty unless old senders need it: what is unwrapped may point anywhere.
@@ -58,7 +58,7 @@ class Percenthack(Plugin[Settings]):
 
 
 def unwrap(address: str, domains: dict[str, str]) -> tuple[str, str]:
-    """Apply the hack while the domain is listed (spec 1.6): the address, and the last rule used, "" for none."""
+    """Apply the hack while the domain is listed (spec 1.6): the address, and the last rule, "" for none."""
     rule = ""
     while True:
         local, _, domain = address.rpartition("@")

@@ -1,0 +1,121 @@
+"""accounts: say who controls a local part. Replaces qmail-getpw and users/assign.
+
+Options, in the order in which they are asked: `assign` (a file in the syntax of qmail's users/assign),
+`virtual` (accounts that are no system users), `system` and `break` (users of this machine), `alias` (who gets
+what nobody else has). The first that knows a local part has it.
+
+A virtual account `abc` has the local parts `abc`, and `abc-...`, which `virtual_domains` makes. With a
+`break` of its own, such as `+`, that character counts like `-` in what senders write: `abc-joe+tag` has
+the extension `joe-tag`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway import Account, ConfigError, Place, Plugin, Problem, Section, controls, hookimpl
+
+from .assign import AssignError, Assignments, parse_assign
+from .passwd import find_user
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway import Context
+
+BreakCharacter = Annotated[str, Field(min_length=1, max_length=1)]
+
+
+class Home(BaseModel):
+    """An account that is no system user."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: Where its `.qmail` files and Maildirs are; a relative path starts at the folder that holds `conf.d`.
+    home: str
+    #: Who its programs run as and its files belong to; default: the owner of the home.
+    uid: int | None = Field(default=None, ge=0)
+    #: The same for the group; default: the group of the home.
+    gid: int | None = Field(default=None, ge=0)
+
+
+class VirtualAccount(Home):
+    """An account that virtual domains are given to."""
+
+    #: Separates an extension from a name in what senders write.
+    separator: BreakCharacter = Field(default="-", alias="break")
+
+
+class Settings(Section):
+    """Where accounts come from."""
+
+    #: Users of this machine have mail, if their home is theirs; never root.
+    system: bool = False
+    #: Separates a system user's name from an extension: `joe-tag`.
+    separator: BreakCharacter = Field(default="-", alias="break")
+    #: Gets every local part that nobody else has, whole, as its extension.
+    alias: Home | None = None
+    #: A file in the syntax of qmail's users/assign; seen anew when it changes.
+    assign: str = ""
+    #: Name -> account.
+    virtual: dict[str, VirtualAccount] = {}
+
+
+class Accounts(Plugin[Settings]):
+    """Looks an account up, without side effects."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._assign: controls.ControlFile[Assignments] | None = None
+        if self.settings.assign:
+            path = self.site.base / self.settings.assign
+            self._assign = self._open(path)
+
+    @hookimpl
+    async def account(self, local_part: str) -> Account | None:
+        """Give the account of a local part; raises when nobody can tell now."""
+        if self._assign and (found := self._assign.get().find(local_part)):
+            return found
+        if found := self._virtual(local_part):
+            return found
+        if self.settings.system:
+            # A directory service may take its time.
+            found = await asyncio.to_thread(find_user, local_part, self.settings.separator)
+            if found:
+                return found
+        if self.settings.alias is None:
+            return None
+        return self._account(
+            "alias", self.settings.alias, "-", local_part, f"{self.place('alias') or 'accounts'}"
+        )
+
+    def _virtual(self, local: str) -> Account | None:
+        """Give the virtual account with the longest name that has this local part."""
+        for at in range(len(local), 0, -1):
+            account = self.settings.virtual.get(local[:at])
+            if account is None or (at < len(local) and local[at] not in ("-", account.separator)):
+                continue
+            dash = "-" if at < len(local) else ""
+            ext = local[at + 1 :].replace(account.separator, "-")
+            return self._account(
+                local[:at], account, dash, ext, str(self.place("virtual", local[:at]) or self.stem)
+            )
+        return None
+
+    def _account(self, name: str, account: Home, dash: str, ext: str, rule: str) -> Account:
+        home = self.site.base / account.home
+        uid, gid = account.uid, account.gid
+        if uid is None or gid is None:
+            owner = home.stat()
+            uid = owner.st_uid if uid is None else uid
+            gid = owner.st_gid if gid is None else gid
+        return Account(name, uid, gid, str(home), dash, ext, rule)
+
+    def _open(self, path: Path) -> controls.ControlFile[Assignments]:
+        try:
+            return controls.ControlFile(path, parse_assign, "accounts.assign", self.place("assign"))
+        except AssignError as error:
+            raise ConfigError(Problem(str(error), Place(str(path), error.line))) from error
