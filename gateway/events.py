@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field, fields
+from itertools import compress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
@@ -72,19 +73,23 @@ class Event:
         """Give the id: made from message, recipient and attempt where a repeat is to be dropped by it."""
         if self.ONCE and self.message:
             key = f"{self.NAME}\0{self.message}\0{self.recipient}\0{self.number}\0{self.attempt}"
-            found = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-            return _uuid(found, "8")
-        return _uuid(os.urandom(16).hex(), "4")
+            return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return os.urandom(16).hex()
 
     def facts(self) -> dict[str, Any]:
         """Give the fields that are set, under their JSON names."""
-        cls = type(self)
-        return {key: value for key, value in zip(cls.KEYS, cls.VALUES(self), strict=True) if value}
+        values = type(self).VALUES(self)
+        return dict(zip(compress(self.KEYS, values), filter(None, values), strict=False))
 
 
-def _uuid(digits: str, version: str) -> str:
-    """Write 32 hexadecimal digits as a UUID (RFC 9562); made by hand, since it is done for every event."""
-    return f"{digits[:8]}-{digits[8:12]}-{version}{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+def _prepare(cls: type[Event]) -> None:
+    """Look up once what `facts` needs for every event."""
+    found = fields(cls)
+    cls.KEYS = tuple(one.metadata.get("key", one.name) for one in found)
+    cls.VALUES = attrgetter(*(one.name for one in found))
+
+
+_prepare(Event)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
@@ -96,9 +101,7 @@ def event(
     def mark(cls: type[E]) -> type[E]:
         made = dataclass(frozen=True, slots=True, kw_only=True)(cls)
         made.NAME, made.CLASS, made.SEVERITY, made.ONCE = name, klass, severity, once
-        found = fields(made)
-        made.KEYS = tuple(one.metadata.get("key", one.name) for one in found)
-        made.VALUES = attrgetter(*(one.name for one in found))
+        _prepare(made)
         VOCABULARY[name] = made
         return made
 

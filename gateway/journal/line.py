@@ -25,6 +25,10 @@ DEEPEST = 4
 _UNSAFE = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_BASE = 0xDC00
+#: What every record has and people see apart from the facts, or not at all.
+_HEADER = frozenset(
+    {"time", "event", "schema", "severity", "class", "host", "stream", "sequence", "id", "session", "message"}
+)
 
 
 @lru_cache(maxsize=4)
@@ -34,9 +38,9 @@ def _second(second: int) -> str:
 
 def stamp(event: Event, now: float, host: str, stream: str, sequence: int) -> dict[str, Any]:
     """Give the whole record: what every event has in a fixed order, then its facts."""
-    second, micro = divmod(round(now * 1_000_000), 1_000_000)
+    second = int(now)
     return {
-        "time": f"{_second(second)}.{micro:06d}Z",
+        "time": f"{_second(second)}.{int((now - second) * 1_000_000):06d}Z",
         "event": event.NAME,
         "schema": SCHEMA,
         "severity": event.SEVERITY,
@@ -54,26 +58,41 @@ def dump(record: dict[str, Any]) -> bytes:
     try:
         line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # a lone surrogate (a byte that was no UTF-8), or a value that JSON does not have
-        record = _clean(record)
+        record = clean(record)
         line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
     if len(line) > LONGEST:
-        line = orjson.dumps(_clean(record), option=orjson.OPT_APPEND_NEWLINE)
+        line = orjson.dumps(clean(record), option=orjson.OPT_APPEND_NEWLINE)
     if line.isascii() and b"\x7f" not in line:
         return line
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", line.decode()).encode()
 
 
-def _clean(value: Any, depth: int = DEEPEST) -> Any:
-    """Give a value that JSON can hold, with strings of bounded length."""
+def clean(value: Any, depth: int = DEEPEST) -> Any:
+    """Give a copy of a value that JSON can hold, with strings and lists of bounded length. Never raises."""
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int):
         return value if -(2**63) <= value < 2**63 else str(value)
     if isinstance(value, dict) and depth:
-        return {_text(key): _clean(one, depth - 1) for key, one in value.items()}
+        return {_text(key): clean(one, depth - 1) for key, one in value.items()}
     if isinstance(value, list | tuple) and depth:
-        return [_clean(one, depth - 1) for one in value[:MOST]]
+        return [clean(one, depth - 1) for one in value[:MOST]]
     return _text(value)
+
+
+def summary(record: dict[str, Any]) -> str:
+    """Write the facts of a record as `key=value`, for people."""
+    return " ".join(f"{key}={_plain(value)}" for key, value in record.items() if key not in _HEADER)
+
+
+def _plain(value: Any) -> str:
+    """Write a value so that it can neither end the line nor speak to the terminal."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_plain, value))
+    if isinstance(value, dict):
+        return ",".join(f"{_plain(key)}:{_plain(one)}" for key, one in value.items())
+    text = str(value)
+    return text if text.isprintable() and " " not in text else ascii(text)
 
 
 def _text(value: Any) -> str:

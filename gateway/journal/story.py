@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gateway.journal.line import summary
 from gateway.journal.reader import read
 
 if TYPE_CHECKING:
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
 #: Events of a session that are about the session itself, and so belong to every message in it.
 _SESSION = frozenset(
     {"session.opened", "session.closed", "limit.exceeded", "plugin.failed", "plugin.timed_out"}
-)
-#: What stands in the columns before the facts.
-_SHOWN_APART = frozenset(
-    {"time", "event", "schema", "severity", "class", "host", "stream", "sequence", "id", "session", "message"}
 )
 #: How many messages one may have to do with each other before the story ends there.
 RELATIVES = 1000
@@ -55,8 +52,7 @@ def render(story: Story, indent: str = "") -> Iterator[str]:
     parent = f", born from {story.parent}" if story.parent else ""
     yield f"{indent}message {story.message}{parent}"
     for one in story.events:
-        facts = " ".join(f"{key}={_plain(value)}" for key, value in one.items() if key not in _SHOWN_APART)
-        yield f"{indent}  {one['time'][:23]}  {one['event']:<20}  {facts}".rstrip()
+        yield f"{indent}  {one['time'][:23]}  {one['event']:<20}  {summary(one)}".rstrip()
     for birth in story.births:
         yield from render(birth, indent + "    ")
 
@@ -92,11 +88,3 @@ def _story(folder: Path, message: str, seen: set[str]) -> Story:
 
 def _of_session(one: dict[str, Any], session: str) -> bool:
     return one.get("session") == session and "message" not in one and one["event"] in _SESSION
-
-
-def _plain(value: Any) -> str:
-    """Write a value so that it cannot end the line or speak to the terminal."""
-    if isinstance(value, list):
-        return ",".join(map(_plain, value))
-    text = str(value)
-    return text if text.isprintable() and " " not in text else ascii(text)

@@ -39,7 +39,7 @@ RETRY = 1.0
 BATCH = 5000
 _RANK: dict[EventClass, int] = {"other": 0, "security": 1, "fate": 2}
 
-Record = tuple[dict[str, Any], bytes]
+Record = dict[str, Any]
 _Pending = tuple[int, float, "Event"]
 
 
@@ -49,7 +49,10 @@ class Output(Protocol):
     name: str
 
     def write(self, records: Sequence[Record]) -> int:
-        """Take records; must not block. Gives how many it had to drop since it last had room, else 0."""
+        """Take records; must not block. Gives how many it had to drop before it had room again, else 0."""
+
+    def close(self) -> None:
+        """Write what waits, as far as the reader takes it."""
 
 
 class Journal:
@@ -105,6 +108,8 @@ class Journal:
         if self._thread:
             self._thread.join()
         self._segments.close()
+        for output in self._outputs:
+            output.close()
 
     def emit(self, event: Event) -> None:
         """Take an event, from any thread; it is safe after the next `flush`. Never raises, never waits."""
@@ -180,19 +185,15 @@ class Journal:
             return [self._pending.popleft() for _ in range(min(BATCH, len(self._pending)))]
 
     def _write(self, batch: list[_Pending]) -> None:
-        records = self._render(batch)
-        lost = self._segments.append(b"".join(line for _, line in records), self._sequence, self._now())
+        records = [
+            stamp(event, when, self._host, self._stream, sequence)
+            for sequence, (_, when, event) in enumerate(batch, self._sequence)
+        ]
+        lost = self._segments.append(b"".join(map(dump, records)), self._sequence, self._now())
         self._sequence += len(batch)
         if lost:
             self.emit(EventsDropped(reason="max_size", count=lost))
         self._show(records)
-
-    def _render(self, batch: list[_Pending]) -> list[Record]:
-        records = []
-        for sequence, (_, when, event) in enumerate(batch, self._sequence):
-            record = stamp(event, when, self._host, self._stream, sequence)
-            records.append((record, dump(record)))
-        return records
 
     def _show(self, records: Sequence[Record]) -> None:
         for output in self._outputs:
@@ -232,8 +233,7 @@ class Journal:
             self._full_since = time.monotonic()
             full = JournalFull(error=str(error))
             self.emit(full)
-            record = stamp(full, self._now(), self._host, self._stream, 0)
-            self._show([(record, dump(record))])
+            self._show([stamp(full, self._now(), self._host, self._stream, 0)])
 
 
 def _settle(waiters: list[asyncio.Future[None]], problem: str | None) -> None:
