@@ -142,7 +142,7 @@ class _Sink:
 
 
 class _Handler(logging.Handler):
-    """What libraries log. Only warnings and worse: below that aiosmtpd logs what clients say, word by word."""
+    """What libraries log. Only warnings and worse: below that aiosmtpd logs what clients say."""
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         super().__init__(logging.WARNING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from gateway import events
@@ -43,12 +44,10 @@ def _rows(node: ast.ClassDef, cls: type[events.Event]) -> Iterator[str]:
     own = [one for one in node.body if isinstance(one, ast.AnnAssign) and _is_field(one)]
     if own:
         yield "| field | type | |\n|---|---|---|"
+    keys = dict(zip((one.name for one in fields(cls)), cls.KEYS, strict=True))
     for one in own:
-        name = ast.unparse(one.target)
-        key = next(
-            key for key, field in zip(cls.KEYS, cls.__dataclass_fields__, strict=True) if field == name
-        )
-        yield f"| `{key}` | {ast.unparse(one.annotation).replace('|', 'or')} | {_comment(lines, one.lineno)} |"
+        kind = ast.unparse(one.annotation).replace("|", "or")
+        yield f"| `{keys[ast.unparse(one.target)]}` | {kind} | {_comment(lines, one.lineno)} |"
 
 
 def _is_field(node: ast.AnnAssign) -> bool:
