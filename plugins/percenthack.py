@@ -1,4 +1,4 @@
-"""percenthack: unwrap `user%host@domain`, and complete addresses without `@`. Replaces that part of qmail-send.
+"""percenthack: unwrap `user%host@domain`, and complete addresses without `@`. Replaces qmail-send's own.
 
 Options: `domains`, `file` (control/percenthack, seen anew when it changes), `envnoathost`. Leave the list
 empty unless old senders need it: what is unwrapped may point anywhere.

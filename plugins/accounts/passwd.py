@@ -16,11 +16,22 @@ if TYPE_CHECKING:
 LONGEST_NAME = 32
 #: Errors of `stat` that may go away, as when a file server is down (qmail spec appendix A).
 TEMPORARY = frozenset(
-    getattr(errno, name)
-    for name in (
-        "EINTR ENOMEM EIO ETIMEDOUT EAGAIN EBUSY ENFILE EMFILE ENETDOWN ENETUNREACH ECONNREFUSED EHOSTDOWN "
-        "EHOSTUNREACH ESTALE"
-    ).split()  # noqa: SIM905 - one a line is a screen of noise
+    {
+        errno.EINTR,
+        errno.ENOMEM,
+        errno.EIO,
+        errno.ETIMEDOUT,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.ENFILE,
+        errno.EMFILE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ECONNREFUSED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ESTALE,
+    }
 )
 
 
