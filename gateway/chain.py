@@ -136,7 +136,7 @@ class Chain:
             self._observer = asyncio.get_running_loop().create_task(self._observe())
 
     def emit(self, event: Event) -> None:
-        """Write an event to the journal and show it to observers; what they emit themselves is only written."""
+        """Write an event to the journal and show it to observers, who never see what they emit themselves."""
         self._emit(event)
         if self.steps["event"] and not self._observing_event:
             from gateway.hookspecs import Stages  # noqa: PLC0415 - loaded by then; importing it up there is a circle
@@ -144,7 +144,7 @@ class Chain:
             self.tell(Stages.event, event)
 
     async def life(self, plugin: str, hook: Hook[None], *, quiet: bool = False) -> None:
-        """Run `startup` or `shutdown` of one plugin; raises what it raises, unless quiet: then it is an event."""
+        """Run `startup` or `shutdown` of one plugin; what it raises is an event when `quiet`, else raised."""
         step = self._by_plugin.get((hook.spec.name, plugin))  # type: ignore[attr-defined]
         if step is None:
             return
@@ -290,7 +290,9 @@ async def _under(work: Coroutine[Any, Any, R], waiting: Any, deadline: float) ->
 class _Timer:
     """Cancels a task when its time is over, and again until it ends: a plugin may swallow a cancellation."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None, deadline: float) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None, deadline: float
+    ) -> None:
         self._loop = loop
         self._task = task
         self._cancels = 0

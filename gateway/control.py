@@ -13,7 +13,6 @@ import pwd
 import socket
 import struct
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway import events
@@ -22,6 +21,7 @@ from gateway.queue import Filter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from gateway.envelope import Entry
     from gateway.worker import Worker
@@ -225,9 +225,7 @@ def _clean(text: str) -> str:
 def _actor(writer: asyncio.StreamWriter) -> str:
     """Name the user at the other end of a Unix socket."""
     link = writer.get_extra_info("socket")
-    _, uid, _ = _CREDENTIALS.unpack(
-        link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    )
+    _, uid, _ = _CREDENTIALS.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -53,6 +53,7 @@ class Event:
     attempt: int = 0
     #: Id of the message that gave birth to this one.
     parent: str = ""
+    #: Address of the client.
     client_ip: str = field(default="", metadata={"key": "client.ip"})
     #: Name of the listener.
     listener: str = ""
@@ -131,7 +132,6 @@ class ConfigLoaded(Event):
     """A configuration is in use, at the start or by a reload."""
 
     folder: str = ""
-    files: int = 0
     #: Stems of the plugins that run, in no order.
     plugins: tuple[str, ...] = ()
     #: Counts reloads; 1 is the start.

@@ -77,7 +77,8 @@ def _stage(
         code = function.__code__
         arguments = code.co_varnames[1 : code.co_argcount]
         answers = _class_names(function.__annotations__["return"])
-        function.spec = Spec(function.__name__, kind, silence, arguments, order, answers, strict)  # type: ignore[attr-defined]
+        spec = Spec(function.__name__, kind, silence, arguments, order, answers, strict)
+        function.spec = spec  # type: ignore[attr-defined]
         return hookspec(function)  # type: ignore[return-value]
 
     return mark
@@ -108,7 +109,9 @@ class Stages:
         """MAIL FROM was given; `transaction.sender` and `.params` are set."""
 
     @_stage("decide", "refuse 553 5.7.1", ("relay_control", "rcpthosts", ...), strict=True)
-    def relay(self, transaction: Transaction, recipient: Recipient) -> Accept | Reject | Defer | Disconnect | None:
+    def relay(
+        self, transaction: Transaction, recipient: Recipient
+    ) -> Accept | Reject | Defer | Disconnect | None:
         """May this client send to this recipient at all? Replaces RELAYCLIENT and rcpthosts.
 
         Silence is a refusal, so no plugin's absence opens a relay. Milter listeners do not ask.
@@ -133,9 +136,9 @@ class Stages:
     def message(
         self, transaction: Transaction, message: Message
     ) -> Decision | dict[Address, Decision] | None:
-        """The last chance before the reply to the end of data. May edit `message`. Replaces QMAILQUEUE wrappers.
+        """The last chance to speak before the reply to the end of data. Replaces QMAILQUEUE wrappers.
 
-        Edits count only when the plugin returns in time and without an error.
+        May edit `message`; edits count only when the plugin returns in time and without an error.
         """
 
     @_stage("observe", "-")
@@ -171,7 +174,7 @@ class Stages:
 
     @_stage("provide", "nothing is known against it")
     def exists(self, recipient: Recipient) -> bool | None:
-        """Would `deliver` find anybody there? Asked of the plugin that the route names; may raise on doubt."""
+        """Would `deliver` find anybody there? Asked of the plugin that the route names; raises on doubt."""
 
     @_stage("transform", "unchanged")
     def outgoing(self, delivery: Delivery, message: Message) -> Message | None:
@@ -186,7 +189,10 @@ class Stages:
 
     @_stage("provide", "defer an hour", (..., "quadratic_retry"))
     def retry(self, delivery: Delivery, outcome: Outcome) -> float | None:
-        """Say when to try a deferred recipient again, in seconds since the epoch. Replaces qmail-send's schedule."""
+        """Say when to try a deferred recipient again, in seconds since the epoch.
+
+        Replaces qmail-send's schedule.
+        """
 
     @_stage("provide", "built-in plain bounce", (..., "bounces"))
     def bounce(self, entry: Entry, failures: list[Failure]) -> Birth | None:

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import os
 import re
+import secrets
 import stat
 import sys
 import traceback
@@ -40,8 +41,22 @@ Origin = Literal["bundled", "site", "installed"]
 
 #: These run without a section of their own, unless `enabled: false` or replaced.
 CORE = frozenset(
-    "relay_control rcpthosts badmailfrom recipient_check received sqlite_queue percenthack virtual_domains "
-    "locals accounts dot_qmail remote quadratic_retry bounces".split()
+    {
+        "accounts",
+        "badmailfrom",
+        "bounces",
+        "dot_qmail",
+        "locals",
+        "percenthack",
+        "quadratic_retry",
+        "rcpthosts",
+        "received",
+        "recipient_check",
+        "relay_control",
+        "remote",
+        "sqlite_queue",
+        "virtual_domains",
+    }
 )
 _STEM = re.compile(r"[a-z][a-z0-9_]*")
 _IGNORED = re.compile(r"[_.].*|test_.*|.*~|.*\.dpkg-.*")
@@ -99,7 +114,9 @@ def bundled_folder() -> Path:
     raise PluginError("the bundled plugins are missing: install mailward again")
 
 
-def discover(folders: Sequence[Path], sections: frozenset[str] | set[str], distributions: Mapping[str, str]) -> dict[str, Found]:
+def discover(
+    folders: Sequence[Path], sections: frozenset[str] | set[str], distributions: Mapping[str, str]
+) -> dict[str, Found]:
     """Find every plugin by stem; a site folder (the last one wins) beats bundled, bundled beats installed.
 
     `sections` are the sections that the configuration has; an installed plugin counts only with one.
@@ -130,7 +147,9 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         if file.suffix != ".py" or not file.is_file():
             continue
         if not _STEM.fullmatch(path.stem):
-            raise PluginError(Problem("a plugin's name is [a-z][a-z0-9_]*: rename the file", Place(str(path))))
+            raise PluginError(
+                Problem("a plugin's name is [a-z][a-z0-9_]*: rename the file", Place(str(path)))
+            )
         yield path.stem, file
 
 
@@ -138,7 +157,7 @@ def _installed(sections: frozenset[str] | set[str], distributions: Mapping[str, 
     found: dict[str, Found] = {}
     for point in entry_points(group="mailward.plugins"):
         distribution = point.dist.name if point.dist else ""
-        if point.name not in sections or distributions.get(point.name, distribution) != distribution:
+        if point.name not in sections or (distributions.get(point.name) or distribution) != distribution:
             continue
         if point.name in found:
             both = f"{found[point.name].distribution} and {distribution}"
@@ -186,7 +205,14 @@ class Loader:
         self._logger = logger
         self._numbers = 0
 
-    def build(self, tree: Tree, site: Site, folders: Sequence[Path], core_sections: frozenset[str], before: Generation | None = None) -> Generation:
+    def build(
+        self,
+        tree: Tree,
+        site: Site,
+        folders: Sequence[Path],
+        core_sections: frozenset[str],
+        before: Generation | None = None,
+    ) -> Generation:
         """Load every plugin that this configuration asks for, and make the chain.
 
         Nothing of `before` changes. Raises ConfigError (PluginError) with every problem found.
@@ -230,7 +256,12 @@ class Loader:
     def _run(self, found: Found, tree: Tree, site: Site, before: Generation | None) -> Running | None:
         digest = tree.digest(found.stem)
         old = before.plugins.get(found.stem) if before else None
-        if old and old.found.path == found.path and old.found.digest == found.digest and old.settings_digest == digest:
+        if (
+            old
+            and old.found.path == found.path
+            and old.found.digest == found.digest
+            and old.settings_digest == digest
+        ):
             return Running(found, old.settings, old.instance, digest, old.modules, kept=True)
         if tree.text(found.stem, "enabled") == "false":
             return None
@@ -240,7 +271,9 @@ class Loader:
             settings = tree.section(found.stem, model)
             if not settings.enabled:
                 return None
-            context = Context(found.stem, settings, site, self._services, self._logger(found.stem), tree.place)
+            context = Context(
+                found.stem, settings, site, self._services, self._logger(found.stem), tree.place
+            )
             instance = kind(context)
         except BaseException as error:
             for name in modules:
@@ -251,7 +284,8 @@ class Loader:
     def _module(self, found: Found) -> tuple[types.ModuleType, tuple[str, ...]]:
         """Execute a plugin's file under a name of its own. Raises PluginError with file and line."""
         sys.modules.setdefault(_NAMESPACE, types.ModuleType(_NAMESPACE))
-        name = f"{_NAMESPACE}.{found.stem}_{self._numbers}"
+        # Unique in the process: two gateways may live in it.
+        name = f"{_NAMESPACE}.{found.stem}_{secrets.token_hex(4)}"
         folder = [str(found.path.parent)] if found.path.name == "__init__.py" else None
         spec = importlib.util.spec_from_file_location(name, found.path, submodule_search_locations=folder)
         if spec is None or spec.loader is None:
@@ -276,7 +310,9 @@ class Loader:
             steps[name] = [_step(spec, impls[stem], running[stem]) for stem in ordered]
         for name in ("open_queue", "route", "deliver"):
             if not steps[name]:
-                raise PluginError(f"no plugin answers {name}(): enable one, or take `enabled: false` out of its section")
+                raise PluginError(
+                    f"no plugin answers {name}(): enable one, or take `enabled: false` out of its section"
+                )
         chain = Chain(SPECS, steps, self._emit)
         for plugin in running.values():
             plugin.instance.join(chain)
@@ -300,14 +336,18 @@ def _plugin_of(module: types.ModuleType, found: Found) -> tuple[type[Plugin[Any]
             if isinstance(kind, type) and issubclass(kind, Plugin) and kind.__module__ == module.__name__
         ]
     if len(kinds) != 1:
-        raise PluginError(Problem(f"holds {len(kinds)} Plugin classes: write exactly one", Place(str(found.path))))
+        raise PluginError(
+            Problem(f"holds {len(kinds)} Plugin classes: write exactly one", Place(str(found.path)))
+        )
     model = getattr(module, "Settings", Section)
     if not (isinstance(model, type) and issubclass(model, Section)):
         raise PluginError(Problem("Settings must be a subclass of Section", Place(str(found.path))))
     redefined = Section.model_fields.keys() & vars(model).get("__annotations__", {}).keys()
     if redefined and model is not Section:
         names = ", ".join(sorted(redefined))
-        raise PluginError(Problem(f"Settings redefines {names}, which every plugin has", Place(str(found.path))))
+        raise PluginError(
+            Problem(f"Settings redefines {names}, which every plugin has", Place(str(found.path)))
+        )
     return kinds[0], model
 
 
@@ -320,7 +360,11 @@ def _blame(error: BaseException, found: Found) -> PluginError:
     if isinstance(error, SyntaxError) and error.filename:
         return PluginError(Problem(f"syntax error: {error.msg}", Place(error.filename, error.lineno or 0)))
     folder = str(found.path.parent if found.path.name == "__init__.py" else found.path)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(folder)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.startswith(folder)
+    ]
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return PluginError(Problem(text, Place(str(found.path), (lines[-1] or 0) if lines else 0)))
 
@@ -343,7 +387,7 @@ def _register(running: Mapping[str, Running]) -> pluggy.PluginManager:
 
 
 def order(spec: Spec, stems: Any, running: Mapping[str, Running], tree: Tree) -> list[str]:
-    """Order the plugins of a stage: by its spec, then by `before:` and `after:`. Raises PluginError on a cycle."""
+    """Order the plugins of a stage: by its spec, then by `before:` and `after:`. Raises PluginError."""
     listed = {stem: i for i, stem in enumerate(spec.order)}
     rest = listed.get(..., len(listed))
     rank = {stem: (listed.get(stem, rest), stem) for stem in stems}
@@ -352,7 +396,9 @@ def order(spec: Spec, stems: Any, running: Mapping[str, Running], tree: Tree) ->
         for key, others in (("before", plugin.settings.before), ("after", plugin.settings.after)):
             for i, other in enumerate(others):
                 if other not in running:
-                    raise PluginError(Problem(f"{stem}.{key}: no plugin {other} runs here", tree.place(stem, key, i)))
+                    raise PluginError(
+                        Problem(f"{stem}.{key}: no plugin {other} runs here", tree.place(stem, key, i))
+                    )
                 first, second = (stem, other) if key == "before" else (other, stem)
                 if first in rank and second in rank:
                     later[first].add(second)
@@ -388,7 +434,9 @@ def _step(spec: Spec, impl: HookImpl, plugin: Running) -> Step:
         raise PluginError(Problem(f"{spec.name}: keyword-only arguments are not supported", place))
     settings = plugin.settings
     if spec.strict and (settings.on_error == "skip" or settings.dry_run):
-        raise PluginError(Problem(f"{plugin.found.stem}: {spec.name} takes no on_error: skip and no dry_run", place))
+        raise PluginError(
+            Problem(f"{plugin.found.stem}: {spec.name} takes no on_error: skip and no dry_run", place)
+        )
     _compare_annotations(spec, function, place)
     edits = "message" in impl.argnames and spec.arguments[-1] == "message"
     return Step(
@@ -401,7 +449,9 @@ def _step(spec: Spec, impl: HookImpl, plugin: Running) -> Step:
     )
 
 
-def _adapted(function: Callable[..., Any], wanted: Sequence[str], offered: Sequence[str]) -> Callable[..., Any]:
+def _adapted(
+    function: Callable[..., Any], wanted: Sequence[str], offered: Sequence[str]
+) -> Callable[..., Any]:
     """Let a plugin take any subset of a stage's arguments."""
     if tuple(wanted) == tuple(offered):
         return function
@@ -415,7 +465,7 @@ def _adapted(function: Callable[..., Any], wanted: Sequence[str], offered: Seque
 
 
 def _compare_annotations(spec: Spec, function: Callable[..., Any], place: Place) -> None:
-    """Refuse an argument annotated as something else than the stage gives: neither pluggy nor mypy sees it."""
+    """Refuse an argument annotated as what the stage does not give: neither pluggy nor mypy sees it."""
     wanted = getattr(Stages, spec.name).__annotations__
     for name in spec.arguments:
         given = function.__annotations__.get(name)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from gateway.decision import Decision
     from gateway.envelope import Client, Origin
     from gateway.message import Message
-    from gateway.queue import Queue
     from gateway.plugin import Services
+    from gateway.queue import Queue
     from gateway.settings import Limits
     from gateway.smtp.reply import Reply
 
@@ -78,14 +78,18 @@ class Reception:
             return over
         decision = (await self._chain_of(session).ask(Stages.connect, session)).value
         if isinstance(decision, _REFUSALS):
-            self._emit(session, events.SessionRefused(**about(session), **why(decision), protocol=session.protocol))
+            self._emit(
+                session, events.SessionRefused(**about(session), **why(decision), protocol=session.protocol)
+            )
         return decision
 
     async def helo(self, session: Session, name: str, *, extended: bool) -> Decision | None:
         """Ask `helo`, and set the session's name."""
         decision = (await self._chain_of(session).ask(Stages.helo, session, name)).value
         if isinstance(decision, _REFUSALS):
-            self._emit(session, events.SessionRefused(**about(session), **why(decision), protocol=session.protocol))
+            self._emit(
+                session, events.SessionRefused(**about(session), **why(decision), protocol=session.protocol)
+            )
         else:
             session.helo, session.extended = name, extended
         return decision
@@ -189,7 +193,9 @@ class Reception:
         told = {**about(session), "reply": str(reply), "reason": reason}
         if isinstance(of, Transaction) and stage == "message":
             count = len(of.recipients)
-            event: events.Event = events.MessageRefused(**told, message=of.id, sender=of.sender, recipients=count)
+            event: events.Event = events.MessageRefused(
+                **told, message=of.id, sender=of.sender, recipients=count
+            )
         elif stage == "limit":
             event = events.LimitExceeded(**told, limit=reason)
         else:
@@ -245,7 +251,9 @@ class Reception:
             decision = Defer("4.3.1", "no room on this system, try again later", reason="queue_full")
         except QueueError as error:
             chain.emit(events.QueueFailed(error=str(error)))
-            decision = Defer("4.3.0", "the queue cannot take mail now, try again later", reason="queue_failed")
+            decision = Defer(
+                "4.3.0", "the queue cannot take mail now, try again later", reason="queue_failed"
+            )
         else:
             chain.emit(accepted(entry))
             chain.tell(Stages.queued, entry)
@@ -338,9 +346,7 @@ def _mark(transaction: Transaction, decision: Decision | None) -> None:
         transaction.discarded = transaction.discarded or decision.reason
 
 
-def _one_decision(
-    transaction: Transaction, said: Decision | dict[Address, Decision] | None
-) -> Decision:
+def _one_decision(transaction: Transaction, said: Decision | dict[Address, Decision] | None) -> Decision:
     """Make one decision of a map by recipient; Hold and Discard mark just their recipient."""
     if not isinstance(said, dict):
         return said or Accept()

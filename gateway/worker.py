@@ -116,7 +116,7 @@ class Worker:
         await self._stack.aclose()
 
     async def reload(self, actor: str = "") -> None:
-        """Use a new reading of conf.d, all of it or none. Raises ConfigError, ListenError; the old one runs on."""
+        """Use a new reading of conf.d, all of it or none. Raises GatewayError; then the old one runs on."""
         async with self._reloading:
             try:
                 await self._reload()
@@ -183,7 +183,9 @@ class Worker:
                 if isinstance(error, GatewayError):
                     raise
                 place = plugin.found.path
-                raise ConfigError(Problem(f"{place}: startup failed: {type(error).__name__}: {error}")) from error
+                raise ConfigError(
+                    Problem(f"{place}: startup failed: {type(error).__name__}: {error}")
+                ) from error
 
     async def _end(self) -> None:
         for stem in self.generation.plugins:
@@ -194,7 +196,9 @@ class Worker:
         opened = self.generation.order["open_queue"]
         if len(opened) > 1:
             both = " and ".join(opened)
-            raise ConfigError(f"two plugins open the queue, {both}: write `enabled: false` into the section of one")
+            raise ConfigError(
+                f"two plugins open the queue, {both}: write `enabled: false` into the section of one"
+            )
         answer = await self.generation.chain.ask(Stages.open_queue)
         if answer.value is None:
             raise ConfigError(f"{opened[0]} opened no queue; the journal's plugin.failed says why")
@@ -206,7 +210,7 @@ class Worker:
             self.queue,
             self.services,
             lambda: self.settings.limits,
-            lambda: self.dispatcher.wake(),
+            lambda: self.dispatcher.wake(),  # noqa: PLW0108 - the dispatcher is made after the reception
         )
 
     async def _recover(self) -> None:
@@ -254,7 +258,9 @@ class Worker:
         old = self.configuration
         new = Configuration.load(old.folder, old.tree.base)
         if new.settings.gateway.state != old.settings.gateway.state:
-            raise ConfigError(Problem("gateway.state: a change needs a restart", new.tree.place("gateway", "state")))
+            raise ConfigError(
+                Problem("gateway.state: a change needs a restart", new.tree.place("gateway", "state"))
+            )
         generation = self._build(new, self.generation)
         await self._begin(generation, self.generation)
         added = [one for one in new.settings.listeners if one.address not in self._servers]
@@ -315,7 +321,6 @@ class Worker:
         generation.chain.emit(
             events.ConfigLoaded(
                 folder=str(self.configuration.folder),
-                files=len(self.configuration.tree.files),
                 plugins=tuple(generation.plugins),
                 generation=generation.number,
                 actor=actor,

@@ -44,7 +44,9 @@ async def sink(host: str, port: int, folder: Path) -> AsyncIterator[int]:
     loop = asyncio.get_running_loop()
     keeper = Keeper(folder)
     try:
-        server = await loop.create_server(lambda: SMTP(keeper, hostname="sink.example", loop=loop), host, port)
+        server = await loop.create_server(
+            lambda: SMTP(keeper, hostname="sink.example", loop=loop), host, port
+        )
     except OSError as error:
         raise ListenError(f"the demo's sink cannot listen at {host}:{port}: {error.strerror}") from error
     try:
