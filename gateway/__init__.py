@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from gateway.plugin import Section as Section
     from gateway.plugin import Site as Site
     from gateway.routing import resolve as resolve
+    from gateway.services import Dns as Dns
     from gateway.services import a_label as a_label
     from gateway.services import is_ip as is_ip
     from gateway.units import Duration as Duration
@@ -73,6 +74,7 @@ _HOME = {
     "DialogueError": "errors",
     "Discard": "decision",
     "Disconnect": "decision",
+    "Dns": "services",
     "DnsNotFound": "errors",
     "DnsTemporary": "errors",
     "Duration": "units",
@@ -109,7 +111,7 @@ _HOME = {
     "quote_local_part": "address",
     "resolve": "routing",
 }
-__all__ = list(_HOME)  # noqa: PLE0605 - a table, so that name and home stand once
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -48,7 +48,7 @@ class Command(NamedTuple):
     act: Callable[[Connection, str], Awaitable[Reply]]
 
 
-class _Refused(Exception):  # noqa: N818 - a way to leave a command, no error
+class _Refused(Exception):
     """The server itself says no."""
 
     def __init__(self, reply: Reply, reason: str) -> None:
@@ -57,7 +57,7 @@ class _Refused(Exception):  # noqa: N818 - a way to leave a command, no error
         self.reason = reason
 
 
-class _Gone(Exception):  # noqa: N818 - not an error: the conversation is over
+class _Gone(Exception):
     """The client left, or is sent away."""
 
 
