@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.errors import Place, Problem
@@ -25,6 +26,8 @@ _SHAPES = {
     "text": ("string_type",),
     "true or false": ("bool_type", "bool_parsing"),
 }
+#: pydantic's subject of a sentence; ours is the path in front of it.
+_SUBJECT = re.compile(r"^(?:Value error, |(?:Input|List|Dictionary|Tuple|Set|String) (?=should))")
 _SHAPE = {kind: words for words, kinds in _SHAPES.items() for kind in kinds}
 
 
@@ -34,7 +37,7 @@ class _Fault(NamedTuple):
     path: Steps
     kind: str
     message: str
-    place: Place
+    place: Place | None
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], root: Node, prefix: Steps) -> list[Problem]:
@@ -43,24 +46,24 @@ def problems_of(error: ValidationError, model: type[BaseModel], root: Node, pref
     faults = [
         _fault(detail, model, root) for detail in details if detail["type"] != "default_factory_not_called"
     ]
+    # Of the members of a union the one that fits to a greater depth is the one that was meant.
+    shallow = {fault.path[:depth] for fault in faults for depth in range(len(fault.path))}
     found: dict[Steps, list[_Fault]] = {}
     for fault in faults:
-        if not any(_tells_more(other, fault) for other in faults):
+        if fault.path not in shallow:
             found.setdefault(fault.path, []).append(fault)
     problems = [
-        Problem(f"{dotted((*prefix, *path))}: {_join(fault.message for fault in same)}", same[0].place)
+        Problem(f"{dotted((*prefix, *path))}: {_join(_meant(same))}", same[0].place)
         for path, same in found.items()
     ]
     return sorted(problems, key=lambda problem: problem.place or Place(""))
 
 
-def _tells_more(other: _Fault, fault: _Fault) -> bool:
-    """Whether of two members of a union the other is the one that was meant: it fits to a greater depth."""
-    if other.path[: len(fault.path)] != fault.path:
-        return False
-    return len(other.path) > len(fault.path) or (
-        fault.kind in _SHAPE and other.kind not in (*_SHAPE, "literal_error")
-    )
+def _meant(faults: list[_Fault]) -> Iterable[str]:
+    """Leave out the members of a union that want another shape, when one has the right shape."""
+    fitting = [fault for fault in faults if fault.kind not in _SHAPE]
+    precise = any(fault.kind != "literal_error" for fault in fitting)
+    return [fault.message for fault in (fitting if precise else faults)]
 
 
 def _join(messages: Iterable[str]) -> str:
@@ -85,7 +88,9 @@ def _fault(detail: Any, model: type[BaseModel], root: Node) -> _Fault:
         else:
             models = [m for m in models if m.__name__ == step] or models
         fields = _fields(models)
-    return _Fault(tuple(path), detail["type"], _message(detail, names, here), shown.shown)
+    return _Fault(
+        tuple(path), detail["type"], _message(detail, names, here), shown.shown if shown.shown.file else None
+    )
 
 
 def _fields(models: list[type[BaseModel]]) -> dict[str, list[type[BaseModel]]]:
@@ -108,8 +113,8 @@ def _message(detail: Any, names: Collection[str], node: Node) -> str:
         return "must be given"
     if kind in _SHAPE:
         quote = kind == "string_type" and isinstance(node.value, bool | int)
-        return f"should be {_SHAPE[kind]}" + (": put it in quotes" if quote else "")
-    return message.removeprefix("Value error, ").replace("Input should", "should", 1)
+        return f"should be {_SHAPE[kind]}" + (" in quotes" if quote else "")
+    return _SUBJECT.sub("", message).partition(" after validation")[0]
 
 
 def hint(key: str, names: Iterable[str]) -> str:

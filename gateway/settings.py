@@ -19,6 +19,10 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _LATER = ("submission", "lmtp", "milter", "http")
 
 
+def _machine_name() -> str:
+    return socket.getfqdn()
+
+
 def _host_name(text: str) -> str:
     name = text.removesuffix(".")
     if len(name) > 253 or not all(map(_LABEL.fullmatch, name.split("."))):  # noqa: PLR2004 RFC 1035 section 2.3.4
@@ -56,7 +60,7 @@ class Gateway(Block):
     """`gateway:` who this gateway is, and where it keeps things."""
 
     #: The gateway's own name, for greetings, Received and bounces; the name of the machine unless given.
-    hostname: HostName = Field(default_factory=socket.getfqdn)
+    hostname: HostName = Field(default_factory=_machine_name)
     #: The folder of the queue, the journal and all other state.
     state: ConfigPath = Path("var")
     #: Processes that serve mail; `auto` is one for now.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from gateway.errors import ConfigError, Place, Problem
 from gateway.faults import hint, problems_of
 from gateway.options import masked
-from gateway.yamltree import Node, compose, dotted, follow, merge
+from gateway.yamltree import Node, compose, dotted, merge, spellings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -60,7 +60,7 @@ class Tree:
 
     @classmethod
     def _parse(cls, texts: Mapping[str, str], base: Path, problems: list[Problem]) -> Tree:
-        root = Node({}, Place("conf.d"))
+        root = Node({}, Place(""))
         for file, text in texts.items():
             try:
                 node = compose(text, file)
@@ -68,6 +68,7 @@ class Tree:
                 problems.extend(error.problems)
                 continue
             root = merge(root, node, UNIQUE, problems) if node else root
+        problems += spellings(root, UNIQUE)
         if problems:
             raise ConfigError(problems)
         return cls(root, base)
@@ -98,8 +99,8 @@ class Tree:
 
     def place(self, *path: str | int) -> Place | None:
         """Say where a path stands, or the longest part of it that does."""
-        found = list(follow(self._root, path[:1])) and _longest(self._root, path)
-        return found.shown if found else None
+        found = _longest(self._root, path)
+        return None if found is self._root else found.shown
 
     def origin(self, *path: str | int) -> Place | None:
         """Say where a path stands; None when no file gives it, so that its default counts."""
@@ -120,7 +121,7 @@ class Tree:
         ]
 
     def effective(self, values: BaseModel, *path: str | int) -> Iterator[tuple[str, Any, Place | str]]:
-        """List (dotted key, value as written, its place or "default") of a validated model; secrets are masked.
+        """List (dotted key, value as written, its place or "default") of a validated model, secrets masked.
 
         `path` is where the model stands: the name of its section, nothing for the core settings.
         """
@@ -155,7 +156,7 @@ class Tree:
         try:
             found = model.model_validate(data, context={"base": self.base, **(context or {})})
         except ValidationError as error:
-            node = self._exact(at) or self._root
+            node = self._exact(at) or Node({}, Place(""))
             raise ConfigError(problems_of(error, model, node, at)) from None
         loose = [
             Problem(f"{dotted(path)}: should be true or false", self.place(*path))

@@ -18,7 +18,7 @@ from yaml.resolver import BaseResolver
 from gateway.errors import ConfigError, Place, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
 if TYPE_CHECKING or not yaml.__with_libyaml__:
     from yaml.loader import BaseLoader as _Parser
@@ -27,7 +27,7 @@ else:
 
 Path = tuple[str | int, ...]
 #: Aliases may make much of little; no configuration is larger or deeper than this.
-LARGEST = 1_000_000
+LARGEST = 400_000
 DEEPEST = 50
 
 _NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
@@ -226,16 +226,20 @@ def merge(root: Node, other: Node, unique: Collection[Path], problems: list[Prob
     return root
 
 
-def follow(root: Node, path: Path) -> Iterator[tuple[int, Node]]:
-    """Give (position, node) for each step of a path that leads somewhere; others are skipped.
-
-    pydantic puts names of its own (of a union's member, say) among the keys.
-    """
-    node = root
-    for position, step in enumerate(path):
-        if found := node.child(step):
-            node = found
-            yield position, node
+def spellings(root: Node, unique: Collection[Path]) -> list[Problem]:
+    """Find entries of the `unique` mappings that differ only in case, yet have different values."""
+    problems: list[Problem] = []
+    for path in unique:
+        node: Node | None = root
+        for step in path:
+            node = node.child(step) if node else None
+        seen: dict[str, Node] = {}
+        for key, entry in node.value.items() if node and isinstance(node.value, dict) else ():
+            first = seen.setdefault(key.lower(), entry)
+            if first.plain() != entry.plain():
+                text = f"{dotted((*path, key))}: another value stands at {first.shown}, in another spelling"
+                problems.append(Problem(text, entry.shown))
+    return problems
 
 
 def dotted(path: Path) -> str:
