@@ -85,10 +85,11 @@ def _read(path: str) -> tuple[str, bool] | None:
         if error.errno in TEMPORARY or error.errno in (errno.EPERM, errno.EACCES):
             raise DeliveryError("4.3.0", "a .qmail file cannot be read") from error
         return None
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(number)
+        return None
     with os.fdopen(number, "rb") as file:
-        mode = os.fstat(number).st_mode
-        if not stat.S_ISREG(mode):
-            return None
         if mode & stat.S_IWOTH:
             raise DeliveryError("4.7.0", "a .qmail file is writable for everybody")
         raw = _contents(file)

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from gateway import Address
+from gateway import quote_local_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -88,7 +88,9 @@ def delivered_to(local: str, host: str) -> str:
 
 def return_path(sender: str) -> str:
     """Give RPLINE."""
-    return f"Return-Path: <{Address(sender).quoted()}>".replace("\n", "_") + "\n"
+    local, at, host = sender.rpartition("@") if "@" in sender else (sender, "", "")
+    quoted = quote_local_part(local) if sender else ""
+    return f"Return-Path: <{quoted}{at}{host}>".replace("\n", "_") + "\n"
 
 
 def from_line(sender: str, now: float) -> str:

@@ -4,8 +4,11 @@ A group is one test file with `CASES = vectors.cases("group")`, a test over `CAS
 """
 
 import base64
+import importlib
+import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,14 @@ def raw(value):
 def text(value):
     """Give the same as the gateway holds it."""
     return raw(value).decode("utf-8", "surrogateescape")
+
+
+def as_text(value):
+    """Write bytes as the vectors write them."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode()}
 
 
 def difference(group, case):
@@ -87,9 +98,6 @@ def chain_of(folder, conf, *stems, hostname="me.example"):
 
 def plugin_module(stem, part=""):
     """Give the module of a bundled plugin, or of one part of its folder."""
-    import importlib.util
-    import sys
-
     name = f"vectors_{stem}"
     if name not in sys.modules:
         path = bundled_folder() / stem / "__init__.py"
