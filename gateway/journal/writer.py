@@ -203,11 +203,10 @@ class Journal:
 
     def _written(self, batch: list[_Pending]) -> None:
         with self._wake:
-            self._safe = self._ticket if not self._pending else batch[-1][0]
+            self._safe = batch[-1][0] if self._pending else self._ticket
             ready = [waiter for ticket, waiter in self._waiters if ticket <= self._safe]
             self._waiters = [(ticket, waiter) for ticket, waiter in self._waiters if ticket > self._safe]
             dropped, self._dropped = self._dropped, Counter()
-        _settle(ready, None)
         if self._full_since:
             seconds, self._full_since = time.monotonic() - self._full_since, 0.0
             self.emit(JournalRecovered(seconds=round(seconds, 3)))
@@ -221,19 +220,20 @@ class Journal:
                     other=dropped["other"],
                 )
             )
+        _settle(ready, None)
 
     def _failed(self, batch: list[_Pending], error: Exception) -> None:
-        """Put the batch back, tell those who wait, and tell the outputs at once: the disk cannot."""
+        """Put the batch back, tell the outputs at once that the disk cannot, and those who wait."""
         with self._wake:
             self._pending.extendleft(reversed(batch))
             self._lowest = None
             waiters, self._waiters = self._waiters, []
-        _settle([waiter for _, waiter in waiters], f"the journal cannot be written: {error}")
         if not self._full_since:
             self._full_since = time.monotonic()
             full = JournalFull(error=str(error))
             self.emit(full)
             self._show([stamp(full, self._now(), self._host, self._stream, 0)])
+        _settle([waiter for _, waiter in waiters], f"the journal cannot be written: {error}")
 
 
 def _settle(waiters: list[asyncio.Future[None]], problem: str | None) -> None:
