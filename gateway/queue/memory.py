@@ -101,6 +101,8 @@ class MemoryQueue(Queue):
         entry.recipients = [one for one in entry.recipients if one.state != "delivered"]
         if all(one.state in ENDED for one in entry.recipients):
             self._forget(entry)
+        elif finish.bounced:
+            entry.recipients = [one for one in entry.recipients if one.state not in ENDED]
 
     def _forget(self, entry: Entry) -> None:
         del self._entries[entry.id], self._delivered[entry.id], self._numbers[entry.id]
@@ -109,7 +111,8 @@ class MemoryQueue(Queue):
         """Tell what the entry holds beside these recipients."""
         others = [one for one in self._entries[entry_id].recipients if one.number not in numbers]
         failures = [replace(one) for one in others if one.state in ENDED]
-        return Rest(len(others) - len(failures), self._delivered[entry_id], failures)
+        held = sum(one.state == "held" for one in others)
+        return Rest(len(others) - len(failures) - held, held, self._delivered[entry_id], failures)
 
     async def split(self, entry: Entry, number: int, recipients: Sequence[EntryRecipient]) -> None:
         """Put several queued recipients in the place of a claimed one."""

@@ -63,6 +63,8 @@ class Finish:
     recipients: Sequence[EntryRecipient]
     #: Forwards, list posts and the bounce: stored as new queued entries in the same transaction.
     births: Sequence[Entry] = ()
+    #: One of the births is the bounce: failures of this entry are told, and forgotten.
+    bounced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,9 @@ class Filter:
 class Rest:
     """What an entry holds beside some of its recipients; it says who is the last one."""
 
-    #: How many of the others have not ended, held ones included.
+    #: How many of the others have not ended, those held not counted: these do not delay a bounce.
     open: int
+    held: int = 0
     #: How many recipients of the entry were delivered before.
     delivered: int = 0
     #: Those of the others that have failed or expired.

@@ -48,6 +48,7 @@ def entry_row(entry: Entry, state: str) -> Row:
         entry.id,
         state,
         len(entry.recipients),
+        sum(one.state == "held" for one in entry.recipients),
         0,
         max((r.number for r in entry.recipients), default=-1) + 1,
         encode(entry.sender),

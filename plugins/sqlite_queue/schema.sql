@@ -4,6 +4,7 @@ CREATE TABLE entry (
   id      TEXT NOT NULL UNIQUE,
   state   TEXT NOT NULL,              -- receiving, queued
   open    INTEGER NOT NULL,           -- recipients that have not ended
+  held    INTEGER NOT NULL,           -- those of them that are held
   delivered INTEGER NOT NULL,         -- recipients that were delivered
   numbers INTEGER NOT NULL,           -- the number that the next new recipient gets
   sender  BLOB NOT NULL,

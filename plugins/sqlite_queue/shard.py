@@ -11,7 +11,7 @@ from gateway.queue import ENDED, Rest
 from . import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import apsw
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PROMOTED = 500
 _OPEN = "('ready', 'waiting', 'attempting', 'held')"
 
-_ADD_ENTRY = "INSERT INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_ENTRY = "INSERT INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _ADD_RECIPIENT = "INSERT INTO recipient VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _DELETE_RECIPIENT = "DELETE FROM recipient WHERE entry = ? AND number = ?"
 _STATE = "UPDATE recipient SET state = ? WHERE entry = ? AND number = ?"
@@ -127,12 +127,13 @@ class Shard:
 
     def take(self, where: str, values: Sequence[object], limit: int) -> list[Entry]:
         """Claim queued and held recipients that match."""
-        found = self._do(
-            f"SELECT r.entry, r.number FROM recipient r JOIN entry e ON e.seq = r.entry "  # noqa: S608 - own words
-            f"WHERE e.state = 'queued' AND r.state IN ('ready', 'waiting', 'held') AND {where} LIMIT ?",
-            (*values, limit),
+        query = (
+            f"SELECT r.entry, r.number, r.state FROM recipient r JOIN entry e ON e.seq = r.entry "  # noqa: S608 - own words
+            f"WHERE e.state = 'queued' AND r.state IN ('ready', 'waiting', 'held') AND {where} LIMIT ?"
         )
-        return self._claimed(list(found))
+        found = list(self._do(query, (*values, limit)))
+        self._count_held((seq for seq, _, state in found if state == "held"), -1)
+        return self._claimed([(seq, number) for seq, number, _ in found])
 
     def _claimed(self, taken: Sequence[tuple[int, int]]) -> list[Entry]:
         by_entry: dict[int, list[int]] = {}
@@ -165,6 +166,8 @@ class Shard:
             (len(ended), delivered, seq),
         )
         self._settle(seq, finish.recipients, now)
+        if finish.bounced:
+            self._do(f"DELETE FROM recipient WHERE entry = ? AND state NOT IN {_OPEN}", (seq,))  # noqa: S608 - own words
         return []
 
     def _settle(self, seq: int, recipients: Sequence[EntryRecipient], now: float) -> None:
@@ -212,9 +215,14 @@ class Shard:
             "UPDATE recipient SET state = ?, due = ? WHERE entry = ? AND number = ?",
             ((state, due, seq, number) for seq, _, number, _ in found),
         )
+        if verb != "retry":
+            self._count_held((seq for seq, _, _, _ in found), 1 if verb == "hold" else -1)
         if verb == "release":
             self._age({seq: since for seq, _, _, since in found}, now)
         return list(dict.fromkeys(id_ for _, id_, _, _ in found))
+
+    def _count_held(self, entries: Iterable[int], change: int) -> None:
+        self._many("UPDATE entry SET held = held + ? WHERE seq = ?", ((change, seq) for seq in entries))
 
     def _age(self, held_since: Mapping[int, float], now: float) -> None:
         """Time spent held does not count into a message's age."""
@@ -254,16 +262,17 @@ class Shard:
 
     def rest(self, entry_id: str, numbers: Collection[int]) -> Rest:
         """Tell what an entry holds beside these recipients."""
-        seq, left, delivered = next(
-            self._do("SELECT seq, open, delivered FROM entry WHERE id = ?", (entry_id,))
+        seq, left, held, delivered = next(
+            self._do("SELECT seq, open, held, delivered FROM entry WHERE id = ?", (entry_id,))
         )
-        if left > len(numbers):
-            return Rest(left - len(numbers), delivered)
+        others = left - held - len(numbers)
+        if others:
+            return Rest(others, held, delivered)
         failed = self._do(
             f"SELECT {rows.RECIPIENT} FROM recipient WHERE entry = ? AND state NOT IN {_OPEN}",  # noqa: S608 - own words
             (seq,),
         )
-        return Rest(0, delivered, [rows.recipient_of(row) for row in failed])
+        return Rest(0, held, delivered, [rows.recipient_of(row) for row in failed])
 
     def next_due(self) -> float | None:
         """When the earliest recipient is due."""

@@ -182,7 +182,7 @@ class SqliteQueue(Queue):
         self._unlink(unneeded)
 
     async def rest(self, entry_id: str, numbers: Collection[int]) -> Rest:
-        """Tell what the entry holds beside these recipients; an entry given from memory holds nothing else."""
+        """Tell what the entry holds beside these recipients; what came from memory holds no others."""
         if entry_id in self._sole:
             return Rest(0)
         return await self._read(lambda shard: shard.rest(entry_id, numbers))

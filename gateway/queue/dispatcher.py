@@ -1,0 +1,300 @@
+"""The dispatcher: claims what is due, finds out where it goes, and has it delivered. Replaces qmail-send.
+
+Its ready list is bounded, so memory stays flat however long the queue is; lanes (a sender and a domain)
+have their turn each, both when recipients are claimed and when they wait for a slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from gateway import events
+from gateway.envelope import Delivery, Outcome, Route, expand_verp, new_id
+from gateway.errors import QueueError
+from gateway.queue.attempt import PAUSE, Attempt, Tools
+from gateway.queue.slots import Slots
+from gateway.queue.store import lane
+from gateway.routing import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+    from gateway.chain import Chain
+    from gateway.envelope import Entry, EntryRecipient
+    from gateway.plugin import Services, Site
+    from gateway.queue.attempt import Admit, Journal
+    from gateway.queue.store import Filter, Queue
+    from gateway.routing import Routed
+    from gateway.settings import Queue as Settings
+
+#: Recipients of one remote delivery (RFC 5321 section 4.5.3.1.8 lets every server refuse more).
+_GROUP = 100
+#: The longest that a full ready list is left alone.
+_STALLED = 60.0
+#: For recipients that nobody routes: they wait as local mail does, and are routed again.
+_NOWHERE = Route("", "local")
+
+
+class Dispatcher:
+    """Works the queue of one store, which it alone may claim from."""
+
+    def __init__(
+        self,
+        store: Queue,
+        chain: Callable[[], Chain],
+        journal: Journal,
+        services: Services,
+        settings: Callable[[], Settings],
+        admit: Admit,
+        site: Site,
+    ) -> None:
+        self._store = store
+        self._chain = chain
+        self._clock = services.clock
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._woken = asyncio.Event()
+        self._tools = Tools(store, chain, journal, services.clock, admit, site, self._stopping)
+        self._slots = {
+            "local": Slots(
+                lambda: settings().concurrency.local, lambda: settings().concurrency.per_destination
+            ),
+            "remote": Slots(
+                lambda: settings().concurrency.remote, lambda: settings().concurrency.per_destination
+            ),
+        }
+        #: The recipients that we hold, and how many of each lane; a rewrite does not change a lane.
+        self._held: dict[tuple[str, int], str] = {}
+        self._busy: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Attempts that wait for a plugin: these may be cancelled, what comes after may not.
+        self._delivering: set[asyncio.Task[Any]] = set()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._loop: asyncio.Task[None] | None = None
+
+    def _per_destination(self) -> int:
+        return self._settings().concurrency.per_destination
+
+    async def start(self) -> None:
+        """Begin to work."""
+        self._loop = asyncio.get_running_loop().create_task(self._run())
+
+    def wake(self) -> None:
+        """Something was added, retried or released: look at once."""
+        self._woken.set()
+
+    async def stop(self, grace: float = 30.0) -> None:
+        """Begin nothing new, wait for the deliveries under way, cancel those that take longer than `grace`."""
+        self._stopping.set()
+        self._woken.set()
+        for slots in self._slots.values():
+            slots.close()
+        if self._loop is not None:
+            await self._loop
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        for task in self._delivering:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def bounce(self, wanted: Filter, actor: str = "") -> list[Entry]:
+        """Give up recipients that wait or are held, as a person said; senders get the bounce."""
+        entries = await self._store.take(wanted)
+        for entry in entries:
+            self._hold(entry)
+            await self._guarded(entry, self._give_up(entry, actor))
+        return entries
+
+    async def _give_up(self, entry: Entry, actor: str) -> None:
+        delivery = Delivery(new_id(), entry, _NOWHERE, tuple(entry.recipients), entry.sender)
+        attempt = Attempt(self._tools, delivery, self._settings().lifetime)
+        text = "The postmaster has given up this delivery.\n"
+        outcomes = [Outcome(one.number, "failed", text, "5.0.0") for one in entry.recipients]
+        async with self._lock(entry):
+            await attempt.end(outcomes, "bounced", actor)
+        self._let_go(entry, entry.recipients)
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._woken.clear()
+            try:
+                if not await self._claim():
+                    await self._wait()
+            except QueueError as error:
+                self._chain().emit(events.QueueFailed(error=str(error)))
+                await self._sleep(PAUSE)
+
+    async def _claim(self) -> bool:
+        """Fill the ready list; one lane may have no more than half of it."""
+        concurrency = self._settings().concurrency
+        size = 2 * (concurrency.local + concurrency.remote)
+        room = size - len(self._held)
+        if room <= 0:
+            return False
+        entries = await self._store.claim(self._clock.time(), room, self._busy, max(1, size // 2))
+        for entry in entries:
+            self._hold(entry)
+            self._spawn(self._guarded(entry, self._work(entry)))
+        return bool(entries)
+
+    async def _wait(self) -> None:
+        """Sleep until something is due, or we are woken: by new mail, or by a delivery that has ended."""
+        due = await self._store.next_due()
+        seconds = None if due is None else due - self._clock.time()
+        # What is due and was not given waits for the end of a delivery, which wakes us.
+        await self._sleep(seconds if seconds is None or seconds > 0 else _STALLED)
+
+    async def _sleep(self, seconds: float | None) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, entry: Entry, work: Coroutine[Any, Any, None]) -> None:
+        """Whatever goes wrong with one entry stops no other; what we hold of it is given back."""
+        recipients = list(entry.recipients)
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - a bug here must not keep a claim until the next start
+            self._chain().emit(events.QueueFailed(message=entry.id, error=f"{type(error).__name__}: {error}"))
+            await self._sleep(PAUSE)
+            await self._give_back(entry, [one for one in recipients if (entry.id, one.number) in self._held])
+
+    async def _work(self, entry: Entry) -> None:
+        await self._route(entry)
+        attempts = (self._attempt(delivery) for delivery in self._deliveries(entry))
+        for ended in await asyncio.gather(*attempts, return_exceptions=True):
+            if ended:
+                raise ended
+
+    async def _route(self, entry: Entry) -> None:
+        """Rewrite and route what was never routed. What becomes several leaves the entry; it is claimed anew."""
+        chain = self._chain()
+        kept = []
+        for one in entry.recipients:
+            found = [] if one.route else await resolve(chain, one.recipient)
+            if len(found) > 1:
+                await self._split(chain, entry, one, found)
+                continue
+            if found and found[0].route:
+                self._tell_rewritten(chain, entry, one, found)
+                one.recipient, one.route = found[0].recipient, found[0].route
+            kept.append(one)
+        entry.recipients = kept
+
+    async def _split(self, chain: Chain, entry: Entry, one: EntryRecipient, found: list[Routed]) -> None:
+        """Store a fan-out before any attempt, so that a crash does not repeat a part of it."""
+        self._tell_rewritten(chain, entry, one, found)
+        several = [
+            replace(
+                one, recipient=routed.recipient, route=routed.route, state="queued", due=self._clock.time()
+            )
+            for routed in found
+        ]
+        await self._store.split(entry, one.number, several)
+        self._let_go(entry, [one])
+
+    def _tell_rewritten(
+        self, chain: Chain, entry: Entry, one: EntryRecipient, found: Sequence[Routed]
+    ) -> None:
+        to = tuple(routed.recipient.address for routed in found)
+        if to == (one.recipient.address,):
+            return
+        chain.emit(
+            events.RecipientRewritten(
+                message=entry.id,
+                recipient=one.recipient.original,
+                number=one.number,
+                to=to,
+                rule=found[0].recipient.rule,
+            )
+        )
+
+    def _deliveries(self, entry: Entry) -> Iterable[Delivery]:
+        """Group recipients: remote ones with the same route share an attempt, except under VERP."""
+        groups: dict[object, list[EntryRecipient]] = {}
+        for one in entry.recipients:
+            route = one.route or _NOWHERE
+            sender = expand_verp(entry.sender, one.recipient.address)
+            alone = one.number if route.channel == "local" or sender != entry.sender else None
+            groups.setdefault((route, one.attempts, alone), []).append(one)
+        for some in groups.values():
+            for start in range(0, len(some), _GROUP):
+                yield self._delivery(entry, some[start : start + _GROUP])
+
+    def _delivery(self, entry: Entry, some: list[EntryRecipient]) -> Delivery:
+        first = some[0]
+        sender = expand_verp(entry.sender, first.recipient.address)
+        return Delivery(new_id(), entry, first.route or _NOWHERE, tuple(some), sender, first.attempts + 1)
+
+    async def _attempt(self, delivery: Delivery) -> None:
+        """Wait for a slot, deliver, store the end of it."""
+        entry, route = delivery.entry, delivery.route
+        slots = self._slots[route.channel]
+        name = self._held[entry.id, delivery.recipients[0].number]
+        if not await slots.take(name, route.destination):
+            await self._give_back(entry, delivery.recipients)
+            return
+        try:
+            attempt = Attempt(self._tools, delivery, self._settings().lifetime)
+            outcomes = await self._outcomes(attempt, delivery)
+        finally:
+            slots.give(route.destination)
+        if outcomes is None:
+            await self._give_back(entry, delivery.recipients)
+            return
+        async with self._lock(entry):
+            await attempt.end(outcomes, "" if route.plugin else "no_route")
+        self._let_go(entry, delivery.recipients)
+
+    async def _outcomes(self, attempt: Attempt, delivery: Delivery) -> list[Outcome] | None:
+        """Ask the plugins, in a task that `stop` may cancel; None when it did."""
+        if not delivery.route.plugin:
+            return attempt.deferred("no plugin knows where to deliver this address")
+        task = asyncio.get_running_loop().create_task(attempt.deliver())
+        self._delivering.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return None
+        finally:
+            self._delivering.discard(task)
+
+    async def _give_back(self, entry: Entry, recipients: Iterable[EntryRecipient]) -> None:
+        some = list(recipients)
+        try:
+            await self._store.release_claims([replace(entry, recipients=some)])
+        except QueueError as error:
+            self._chain().emit(events.QueueFailed(message=entry.id, error=str(error)))
+        self._let_go(entry, some)
+
+    def _lock(self, entry: Entry) -> asyncio.Lock:
+        """Attempts of one entry end one after the other, so that exactly one of them is the last."""
+        lock = self._locks.get(entry.id)
+        if lock is None:
+            lock = self._locks[entry.id] = asyncio.Lock()
+        return lock
+
+    def _hold(self, entry: Entry) -> None:
+        for one in entry.recipients:
+            name = self._held[entry.id, one.number] = lane(entry, one)
+            self._busy[name] += 1
+
+    def _let_go(self, entry: Entry, recipients: Iterable[EntryRecipient]) -> None:
+        for one in recipients:
+            name = self._held.pop((entry.id, one.number))
+            self._busy[name] -= 1
+            if not self._busy[name]:
+                del self._busy[name]
+        self._woken.set()
