@@ -1,6 +1,6 @@
 """badmailfrom: refuse mail from unwanted senders. Replaces the badmailfrom test of qmail-smtpd.
 
-Options: `senders`, and `file` (control/badmailfrom in qmail's syntax); both count together. An entry is a
+Options: `senders`, and `file` (control/badmailfrom, seen anew when it changes); both count. An entry is a
 full address, or `@example.org` for every sender at exactly that domain. As in qmail, MAIL is answered with
 yes and each recipient is refused, and the right to relay does not lift it. The null sender cannot be listed:
 bounces must get through.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
-from gateway import ConfigError, Place, Plugin, Problem, Reject, Section, controls, hookimpl, lower
+from gateway import Plugin, Reject, Section, controls, hookimpl, lower
 
 if TYPE_CHECKING:
     from gateway import Address, Context, Transaction
@@ -44,33 +44,28 @@ class Badmailfrom(Plugin[Settings]):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         #: Entry -> where it stands.
-        self._senders = self._from_file() | {
+        self._inline = {
             sender: str(self.place("senders", number) or self.stem)
             for number, sender in enumerate(self.settings.senders)
         }
+        self._file = None
+        if self.settings.file:
+            path = self.site.base / self.settings.file
+            place = self.place("file")
+            self._file = controls.ControlFile(path, controls.domain_table, "badmailfrom.file", place)
 
     @hookimpl
     def rcpt(self, transaction: Transaction) -> Reject | None:
         """Refuse when the sender, or its domain, is listed."""
-        found = next((key for key in _keys(transaction.sender) if key in self._senders), None)
-        if found is None:
-            return None
-        rule = f"{self._senders[found]}: {found}"
-        return Reject("5.7.1", "mail from this sender is not accepted here", reason="bad_sender", rule=rule)
+        for key in _keys(transaction.sender):
+            if place := self._place_of(key):
+                text = "mail from this sender is not accepted here"
+                return Reject("5.7.1", text, reason="bad_sender", rule=f"{place}: {key}")
+        return None
 
-    def _from_file(self) -> dict[str, str]:
-        if not self.settings.file:
-            return {}
-        path = self.site.base / self.settings.file
-        try:
-            lines = controls.read_list(path)
-        except OSError as error:
-            raise ConfigError(
-                Problem(f"badmailfrom.file: {path}: {error.strerror}", self.place("file"))
-            ) from error
-        if lines is None:
-            raise ConfigError(Problem(f"badmailfrom.file: {path} does not exist", self.place("file")))
-        return {lower(line): str(Place(str(path), number)) for number, line in lines}
+    def _place_of(self, key: str) -> str | None:
+        place = self._inline.get(key)
+        return place if place or not self._file else self._file.get().get(key)
 
 
 def _keys(sender: Address) -> tuple[str, ...]:

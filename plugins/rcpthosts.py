@@ -1,6 +1,6 @@
 """rcpthosts: take mail for our own domains. Replaces the rcpthosts test of qmail-smtpd.
 
-Options: `domains`, and `file` (control/rcpthosts in qmail's syntax); both count together. `.example.org`
+Options: `domains`, and `file` (control/rcpthosts, seen anew when it changes); both count. `.example.org`
 stands for every domain below example.org, at any depth, and not for example.org itself. Without any entry
 no domain is ours: unlike qmail, a missing list never opens the relay.
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
-from gateway import Accept, ConfigError, Place, Plugin, Problem, Section, controls, hookimpl, lower
+from gateway import Accept, Plugin, Section, controls, hookimpl, lower
 
 if TYPE_CHECKING:
     from gateway import Context, Recipient
@@ -44,10 +44,15 @@ class Rcpthosts(Plugin[Settings]):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         #: Entry -> where it stands.
-        self._domains = self._from_file() | {
+        self._inline = {
             domain: str(self.place("domains", number) or self.stem)
             for number, domain in enumerate(self.settings.domains)
         }
+        self._file = None
+        if self.settings.file:
+            path = self.site.base / self.settings.file
+            place = self.place("file")
+            self._file = controls.ControlFile(path, controls.domain_table, "rcpthosts.file", place)
 
     @hookimpl
     def relay(self, recipient: Recipient) -> Accept | None:
@@ -55,19 +60,11 @@ class Rcpthosts(Plugin[Settings]):
         address = recipient.address
         if "@" not in address:
             return Accept(rule="no domain") if address else None
-        found = next((key for key in controls.domain_keys(address.domain) if key in self._domains), None)
-        return None if found is None else Accept(rule=f"{self._domains[found]}: {found}")
+        for key in controls.domain_keys(address.domain):
+            if place := self._place_of(key):
+                return Accept(rule=f"{place}: {key}")
+        return None
 
-    def _from_file(self) -> dict[str, str]:
-        if not self.settings.file:
-            return {}
-        path = self.site.base / self.settings.file
-        try:
-            lines = controls.read_list(path)
-        except OSError as error:
-            raise ConfigError(
-                Problem(f"rcpthosts.file: {path}: {error.strerror}", self.place("file"))
-            ) from error
-        if lines is None:
-            raise ConfigError(Problem(f"rcpthosts.file: {path} does not exist", self.place("file")))
-        return {lower(line): str(Place(str(path), number)) for number, line in lines}
+    def _place_of(self, key: str) -> str | None:
+        place = self._inline.get(key)
+        return place if place or not self._file else self._file.get().get(key)

@@ -3,8 +3,9 @@
 Replaces tcpserver's rules with RELAYCLIENT and DATABYTES.
 
 Options: `clients` (networks, forward-confirmed host names, or either with limits of their own) and `rules`
-(a tcprules source file). Nobody may relay by default. A deny in the rules wins over everything. A client's
-name is looked up only when an entry needs it, and any doubt about it means no relay.
+(a tcprules source file, seen anew when it changes). Nobody may relay by default. A deny in the rules wins
+over everything. A client's name is looked up only when an entry needs it, and any doubt about it means no
+relay.
 
 Refusals have the reason `denied` (by the rules), `dns` (a rule needs a name that cannot be looked up now) or
 `rate` (over `max_rate`). Where this plugin has no opinion, the others of the stage decide.
@@ -16,26 +17,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway import (
-    Accept,
-    ConfigError,
-    Defer,
-    DnsTemporary,
-    Plugin,
-    Problem,
-    Reject,
-    Section,
-    hookimpl,
-    lower,
-)
+from gateway import Accept, Defer, DnsTemporary, Plugin, Reject, Section, controls, hookimpl, lower
 
 from .clients import Client, plain_ip
 from .tcprules import Rule, Rules
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from gateway import Context, Place, Recipient, Session, Transaction
+    from gateway import Context, Recipient, Session, Transaction
 
 #: Variables of a rule that mean something here.
 USED = frozenset({"RELAYCLIENT", "DATABYTES"})
@@ -64,12 +52,12 @@ class RelayControl(Plugin[Settings]):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._rules = Rules({})
+        self._file = None
         if self.settings.rules:
-            self._rules = _read(self.site.base / self.settings.rules, self.place("rules"))
-        for rule in self._rules:
-            for name in {name for name, _ in rule.variables} - USED:
-                self.log.warning("variable without effect", variable=name, rule=str(rule.place))
+            path = self.site.base / self.settings.rules
+            place = self.place("rules")
+            self._file = controls.ControlFile(path, Rules.parse, "relay_control.rules", place)
+            self._warn(self._file.get())
 
     @hookimpl
     async def connect(self, session: Session) -> Reject | Defer | None:
@@ -102,13 +90,19 @@ class RelayControl(Plugin[Settings]):
         renamed = recipient.at(f"{recipient.address}{suffix}", rule=str(rule.place)) if suffix else None
         return Accept(recipient=renamed, rule=str(rule.place))
 
+    def _warn(self, rules: Rules) -> None:
+        for rule in rules:
+            for name in {name for name, _ in rule.variables} - USED:
+                self.log.warning("variable without effect", variable=name, rule=str(rule.place))
+
     async def _rule(self, session: Session) -> Rule | None:
         """Find the rule for a client; a session that is not from the network has none."""
         ip = plain_ip(session.client.ip)
-        if ip is None:
+        if ip is None or self._file is None:
             return None
-        name = await self._name(session) if self._rules.wants_name(str(ip)) else ""
-        return self._rules.find(str(ip), name or None)
+        rules = self._file.get()
+        name = await self._name(session) if rules.wants_name(str(ip)) else ""
+        return rules.find(str(ip), name or None)
 
     async def _by_clients(
         self, transaction: Transaction, session: Session, recipient: Recipient
@@ -144,14 +138,6 @@ class RelayControl(Plugin[Settings]):
                 name, known.doubt = "", True
             known.name = session.client.name = lower(name)
         return known.name
-
-
-def _read(path: Path, place: Place | None) -> Rules:
-    """Read a rules file. Raises ConfigError."""
-    try:
-        return Rules.parse(path.read_text("utf-8", "surrogateescape"), str(path))
-    except OSError as error:
-        raise ConfigError(Problem(f"relay_control.rules: {path}: {error.strerror}", place)) from error
 
 
 def _denied(rule: Rule, *, doubt: bool) -> Reject | Defer:

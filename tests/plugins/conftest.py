@@ -40,7 +40,7 @@ def zones():
 
 @pytest.fixture
 def chain_of(tmp_path, monkeypatch, clock, zones):
-    """Give `chain_of(yaml, *stems, **site_files)`: the chain of these plugins; its events are in `.emitted`."""
+    """Give `chain_of(yaml, *stems, **site_files)`: the chain of these plugins, its events in `.emitted`."""
 
     def build(yaml, *stems, **site_files):
         folders = tmp_path / "bundled", tmp_path / "site"

@@ -70,7 +70,7 @@ async def test_a_qmail_file_counts_too_and_the_rule_names_its_line(chain_of, tra
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("rcpthosts: {file: gone}\n", "conf.d/10.yaml:1: .*gone does not exist"),
+        ("rcpthosts: {file: gone}\n", "conf.d/10.yaml:1: .*gone: No such file"),
         ("rcpthosts: {file: .}\n", "conf.d/10.yaml:1: .*Is a directory"),
         ("rcpthosts: {domains: [u@example.org]}\n", "conf.d/10.yaml:1: .*no domain"),
         ('rcpthosts: {domains: [""]}\n', "conf.d/10.yaml:1: .*no domain"),

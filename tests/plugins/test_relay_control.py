@@ -1,4 +1,4 @@
-"""relay_control: who may connect and relay, by networks, confirmed names, clients of limited rights, and tcprules."""
+"""relay_control: who may connect and relay, by networks, confirmed names, limited clients and tcprules."""
 
 import pytest
 
@@ -302,7 +302,7 @@ def test_a_broken_rules_file_is_an_error_with_its_line(chain_of, rules, tmp_path
 
 
 def test_a_missing_rules_file_is_an_error_with_the_place_of_the_setting(chain_of):
-    with pytest.raises(ConfigError, match="^conf.d/10.yaml:1: .*gone: No such file"):
+    with pytest.raises(ConfigError, match=r"^conf.d/10.yaml:1: .*gone: No such file"):
         chain_of("relay_control: {rules: gone}\n", "relay_control")
 
 
@@ -310,3 +310,18 @@ def test_a_missing_rules_file_is_an_error_with_the_place_of_the_setting(chain_of
 def test_its_fault_can_never_open_the_relay(chain_of, key):
     with pytest.raises(ConfigError, match="relay takes no"):
         chain_of(f"relay_control: {{{key}}}\n", "relay_control")
+
+
+async def test_a_changed_rules_file_counts_at_once_and_a_broken_one_defers(
+    chain_of, transaction, rules, tmp_path
+):
+    chain = chain_of(rules(":allow\n"), "relay_control")
+    assert (await chain.ask(Stages.connect, transaction().session)).value is None
+    (tmp_path / "tcp.smtp").write_text("203.0.113.:deny\n")
+    assert isinstance((await chain.ask(Stages.connect, transaction().session)).value, Reject)
+    (tmp_path / "tcp.smtp").write_text("203.0.113.:broken-now\n")
+    for one in (
+        chain.ask(Stages.connect, transaction().session),
+        chain.ask(Stages.relay, transaction(), Recipient.of(THERE)),
+    ):
+        assert isinstance((await one).value, Defer)
