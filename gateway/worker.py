@@ -160,8 +160,9 @@ class Worker:
             outputs=self.log.outputs,
         )
         self.journal.open()
-        self.log.start(self.journal.emit)
         self._stack.callback(self.journal.close)
+        self.log.start(self.journal.emit)
+        self._stack.callback(self.log.close)
 
     def _build(self, configuration: Configuration, before: Generation | None = None) -> Generation:
         folders = configuration.settings.plugins.folders

@@ -12,10 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Events of a session that are about the session itself, and so belong to every message in it.
-_SESSION = frozenset(
-    {"session.opened", "session.closed", "limit.exceeded", "plugin.failed", "plugin.timed_out"}
-)
 #: How many messages one may have to do with each other before the story ends there.
 RELATIVES = 1000
 
@@ -73,7 +69,7 @@ def _story(folder: Path, message: str, seen: set[str]) -> Story:
     own = [one for one in about if one.get("message") == message]
     sessions = {one["session"] for one in own if "session" in one}
     for session in sessions:
-        own += [one for one in read(folder, having=session) if _of_session(one, session)]
+        own += [one for one in read(folder, having=session) if _beside(one, session)]
     own.sort(key=lambda one: one["time"])
     parent = next((one["parent"] for one in own if one.get("parent")), "")
     children = dict.fromkeys(
@@ -86,5 +82,6 @@ def _story(folder: Path, message: str, seen: set[str]) -> Story:
     return story
 
 
-def _of_session(one: dict[str, Any], session: str) -> bool:
-    return one.get("session") == session and "message" not in one and one["event"] in _SESSION
+def _beside(one: dict[str, Any], session: str) -> bool:
+    """Is it about the session as such, and not about another message in it?"""
+    return one.get("session") == session and "message" not in one

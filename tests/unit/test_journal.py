@@ -204,7 +204,11 @@ def test_a_torn_end_is_cut_and_the_sequence_goes_on(open_journal, tmp_path, torn
     journal.emit(SessionOpened())
     journal.close()
     assert sequences(tmp_path) == [1, 2, 3]
-    assert [json.loads(line)["sequence"] for line in files(tmp_path)[0].read_bytes().splitlines()] == [1, 2, 3]
+    assert [json.loads(line)["sequence"] for line in files(tmp_path)[0].read_bytes().splitlines()] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_a_segment_with_nothing_in_it_says_by_its_name_where_to_go_on(open_journal, tmp_path):
@@ -319,7 +323,9 @@ async def test_what_is_older_than_keep_goes_silently(open_journal, tmp_path):
 # --- a full disk
 
 
-async def test_a_full_disk_fails_the_flush_and_nothing_is_lost_when_it_has_room_again(disk, open_journal, tmp_path):
+async def test_a_full_disk_fails_the_flush_and_nothing_is_lost_when_it_has_room_again(
+    disk, open_journal, tmp_path
+):
     output = Kept()
     journal = open_journal(outputs=[output])
     journal.emit(MessageAccepted(message="before"))
@@ -342,12 +348,13 @@ async def test_a_full_disk_fails_the_flush_and_nothing_is_lost_when_it_has_room_
     assert [one["sequence"] for one in found] == [1, 2, 3, 4]
 
 
-async def test_a_failed_fsync_is_not_believed_the_second_time(disk, open_journal, monkeypatch, tmp_path):
+@pytest.mark.usefixtures("disk")
+async def test_a_failed_fsync_is_not_believed_the_second_time(open_journal, monkeypatch, tmp_path):
     real, failures = os.fdatasync, [OSError(errno.EIO, "bad disk")]
     used = []
 
     def fdatasync(descriptor):
-        used.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        used.append(Path(f"/proc/self/fd/{descriptor}").readlink())
         if failures and len(used) > 1:
             raise failures.pop()
         real(descriptor)
@@ -366,7 +373,9 @@ async def test_a_failed_fsync_is_not_believed_the_second_time(disk, open_journal
     assert sequences(tmp_path) == list(range(1, 5))
 
 
-async def test_when_memory_is_full_too_the_lowest_class_goes_first_and_is_counted(disk, open_journal, tmp_path):
+async def test_when_memory_is_full_too_the_lowest_class_goes_first_and_is_counted(
+    disk, open_journal, tmp_path
+):
     disk.full = True
     journal = open_journal(room=40)
     journal.emit(MessageAccepted(message="m0"))
@@ -393,7 +402,9 @@ async def test_when_memory_is_full_too_the_lowest_class_goes_first_and_is_counte
     assert [one["sequence"] for one in found] == list(range(1, len(found) + 1))
 
 
-async def test_a_fate_that_memory_could_not_keep_fails_the_flush_even_after_recovery(disk, open_journal, tmp_path):
+async def test_a_fate_that_memory_could_not_keep_fails_the_flush_even_after_recovery(
+    disk, open_journal, tmp_path
+):
     disk.full = True
     journal = open_journal(room=3)
     for number in range(5):
@@ -433,7 +444,9 @@ def test_any_text_is_one_line_of_valid_json(recipient, reply, details):
     assert len(text.splitlines()) == len(line.splitlines()) == 1
     assert json.loads(line)["event"] == orjson.loads(line)["event"] == "plugin.logged"
     assert not any(ord(one) < 32 or 0x7F <= ord(one) <= 0x9F for one in text[:-1])
-    assert not set(text) & set("\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    assert not set(text) & set(
+        "\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
 
 
 def test_ordinary_text_of_any_language_stays_readable():
@@ -501,6 +514,7 @@ def family(open_journal, tmp_path):
     journal = open_journal()
     for event in (
         SessionOpened(session="s1", client_ip="192.0.2.1"),
+        SessionOpened(session="s2", client_ip="192.0.2.2"),
         RecipientAccepted(session="s1", message="aaa-1", recipient="joe@x.example", sender="ann@y.example"),
         MessageAccepted(session="s1", message="aaa-1", sender="ann@y.example"),
         MessageAccepted(session="s1", message="aab-2", sender="bob@y.example"),
@@ -573,7 +587,9 @@ async def test_speed_report(open_journal):
     start, number = time.process_time(), 20_000
     for _ in range(number // 200):
         for _ in range(200):
-            journal.emit(DeliveryDelivered(message="m" * 36, recipient="info@example.org", attempt=1, seconds=0.1))
+            journal.emit(
+                DeliveryDelivered(message="m" * 36, recipient="info@example.org", attempt=1, seconds=0.1)
+            )
         await journal.flush()
     spent = (time.process_time() - start) / number * 1e6
     print(f"\n{spent:.1f} microseconds of CPU an event: made, stamped, written, fsynced by 200")
