@@ -63,7 +63,7 @@ class ScriptedHost:
             self._server.close()
         if self._tasks:
             # What was sent last (QUIT) is heard, too; who has not hung up by then is hung up on.
-            _done, late = await asyncio.wait(self._tasks, timeout=0.5)
+            _done, late = await asyncio.wait(self._tasks, timeout=0.1)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
