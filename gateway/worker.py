@@ -216,7 +216,7 @@ class Worker:
 
     async def _recover(self) -> None:
         """Emit what the queue holds and the journal lacks: the process was killed between the two."""
-        since = self.services.clock.time() - _RECOVERY_WINDOW
+        since = self.journal.ended - _RECOVERY_WINDOW
         known = await asyncio.to_thread(journal.accepted, self.settings.gateway.state / "journal", since)
         after = ""
         while page := await self.queue.list(Filter(), _PAGE, after):

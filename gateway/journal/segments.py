@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -43,16 +44,19 @@ class Segments:
         self._length = 0
         self._born = 0.0
 
-    def open(self, now: float) -> int:
-        """Take the stream's lock, cut a torn last line; gives the next sequence. Raises JournalError."""
+    def open(self, now: float) -> tuple[int, float]:
+        """Take the stream's lock, cut a torn last line. Raises JournalError.
+
+        Gives the next sequence, and when the last event was emitted (0.0 when there is none).
+        """
         try:
             self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found = segments(self._folder)
             if not found:
-                return 1
-            sequence, length = _end(found[-1])
+                return 1, 0.0
+            sequence, when, length = _end(found[-1])
             os.truncate(found[-1], length)
             self._continue(found[-1], length, now)
         except BlockingIOError:
@@ -61,7 +65,7 @@ class Segments:
         except OSError as error:
             self.close()
             raise JournalError(f"{self._folder}: {error.strerror}") from error
-        return sequence + 1
+        return sequence + 1, when
 
     def append(self, lines: bytes, first: int, now: float) -> int:
         """Write lines that begin with sequence `first`, and put them on stable storage: all or nothing.
@@ -126,13 +130,14 @@ class Segments:
         self._file = -1
 
 
-def _end(path: Path) -> tuple[int, int]:
-    """Find the last whole line: its sequence (one before the first, if there is none) and its end."""
+def _end(path: Path) -> tuple[int, float, int]:
+    """Find the last whole line: its sequence (one before the first, if there is none), time and end."""
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     while end:
         start = data.rfind(b"\n", 0, end - 1) + 1
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            return int(orjson.loads(data[start:end])["sequence"]), end
+            record = orjson.loads(data[start:end])
+            return int(record["sequence"]), datetime.fromisoformat(record["time"]).timestamp(), end
         end = start
-    return int(path.stem) - 1, 0
+    return int(path.stem) - 1, 0.0, 0

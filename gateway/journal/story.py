@@ -83,5 +83,5 @@ def _story(folder: Path, message: str, seen: set[str]) -> Story:
 
 
 def _beside(one: dict[str, Any], session: str) -> bool:
-    """Is it about the session as such, and not about another message in it?"""
+    """Tell whether an event is about the session as such, and not about another message in it."""
     return one.get("session") == session and "message" not in one

@@ -71,6 +71,8 @@ class Journal:
         room: int = 100_000,
     ) -> None:
         self.folder = folder
+        #: When the last event that `open` found was emitted, seconds since the epoch.
+        self.ended = 0.0
         self._host = host
         self._stream = stream
         self._now = now
@@ -96,7 +98,7 @@ class Journal:
 
     def open(self) -> None:
         """Find where the stream ended, and start writing. Raises JournalError when another process does."""
-        self._sequence = self._segments.open(self._now())
+        self._sequence, self.ended = self._segments.open(self._now())
         self._thread = threading.Thread(target=self._run, name=f"journal-{self._stream}", daemon=True)
         self._thread.start()
 

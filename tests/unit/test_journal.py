@@ -257,6 +257,16 @@ def test_kill_9_loses_no_fate_that_was_flushed_and_leaves_no_gap(tmp_path):
     assert found == list(range(1, len(found) + 1))
 
 
+def test_a_journal_knows_when_it_had_ended(open_journal, tmp_path):
+    journal = open_journal(now=lambda: 1000.5)
+    assert journal.ended == 0.0
+    journal.emit(SessionOpened())
+    journal.close()
+    with files(tmp_path)[0].open("ab") as file:
+        file.write(b'{"torn')
+    assert open_journal(now=lambda: 9000.0).ended == 1000.5
+
+
 def test_two_processes_cannot_write_one_stream(open_journal, tmp_path):
     open_journal()
     with pytest.raises(JournalError, match="another process"):
