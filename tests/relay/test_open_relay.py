@@ -1,0 +1,280 @@
+"""The relay table: by the real server and chain no stranger can send elsewhere, and all can write to us.
+
+Each probe is one RCPT of a stranger. The table is played with the gateway as it comes, and with each plugin
+of the stage `relay` disabled, raising, silent, slow or gone wild.
+"""
+
+import asyncio
+
+import pytest
+
+from gateway.counters import Counters
+from gateway.errors import ConfigError
+from gateway.plugin import Services
+from gateway.queue import MemoryQueue
+from gateway.reception import Reception
+from gateway.settings import Settings
+from gateway.smtp import Server
+from gateway.testing import Bench
+from gateway.testing.fakes import FakeClock, FakeDns
+from gateway.tree import Tree
+
+OURS = "example.org"
+THEM = "victim.example"
+CONF = """\
+gateway: {hostname: mail.example.org}
+listeners: [{name: mx, protocol: smtp, address: "127.0.0.1:25"}]
+limits: {bad_commands: 1000}
+rcpthosts: {deadline: 0.01s, domains: [example.org, .sub.example.org]}
+virtual_domains: {domains: {example.org: abc, .sub.example.org: abc}}
+recipient_check: {enabled: false}
+"""
+#: Knows the people of our own domains and nobody else, as accounts would.
+PEOPLE = """
+from gateway import Plugin, Reject, hookimpl
+
+class People(Plugin):
+    @hookimpl
+    def rcpt(self, recipient):
+        ours = recipient.address.domain == "example.org" or recipient.address.domain.endswith(".sub.example.org")
+        if not ours or not recipient.address.local_part.replace("-", "").replace("+", "").replace(".", "").isalnum():
+            return Reject("5.1.1", "no such user here", reason="unknown_recipient")
+"""
+
+#: The sixteen forms of nmap's smtp-open-relay, then those of other scanners and of old incidents.
+PROBES = [
+    f"<u@{THEM}>",
+    f"<u%{THEM}@{OURS}>",
+    f"<u%{THEM}@[127.0.0.1]>",
+    f'<"u@{THEM}">',
+    f'<"u%{THEM}">',
+    f"<u@{THEM}@[127.0.0.1]>",
+    f'<"u@{THEM}"@[127.0.0.1]>',
+    f"<u@{THEM}@{OURS}>",
+    f"<@[127.0.0.1]:u@{THEM}>",
+    f"<@{OURS}:u@{THEM}>",
+    f"<{THEM}!u>",
+    f"<{THEM}!u@[127.0.0.1]>",
+    f"<{THEM}!u@{OURS}>",
+    f"<u%{THEM}>",
+    f'<"u@{THEM}"@{OURS}>',
+    f"<u@[{THEM}]>",
+    f"u@{THEM}",
+    f" <u@{THEM}>",
+    f"<u@{THEM.upper()}>",
+    f"<u@{THEM}.>",
+    f"<u@.{THEM}>",
+    f"<u@sub.{THEM}>",
+    f"<u@{THEM}.{OURS}>",
+    f"<u@x{OURS}>",
+    f"<u@{OURS}.{THEM}>",
+    f"<u@{OURS}@{THEM}>",
+    f"<u@@{THEM}>",
+    f"<u@{OURS}>@{THEM}",
+    f"<u@{OURS}%00@{THEM}>",
+    f"<u\\@{OURS}@{THEM}>",
+    f"<u@{THEM}\\@{OURS}>",
+    f"<u@{THEM}\0@{OURS}>",
+    f"<u@{OURS}\0.{THEM}>",
+    f"<u@{THEM} @{OURS}>",
+    f"<u@{THEM}\t@{OURS}>",
+    f"<u@{OURS} {THEM}>",
+    f"<u@{OURS},v@{THEM}>",
+    f"<u@{THEM},v@{OURS}>",
+    f"<u@{THEM};v@{OURS}>",
+    f"<u@(c){THEM}>",
+    f"<u(c)@{THEM}>",
+    f"<u@{THEM}(@{OURS})>",
+    f"<{THEM}::u@{OURS}>",
+    f"<@{OURS},@{OURS}:u@{THEM}>",
+    f"<@{OURS}:@{OURS}:u@{THEM}>",
+    f"<@{OURS}:u%{THEM}@{THEM}>",
+    f"<a!b!{THEM}!u@{OURS}>",
+    f"<u%{THEM}%{OURS}@{OURS}>",
+    "<u@[127.0.0.1]>",
+    "<u@[192.0.2.1]>",
+    "<u@[IPv6:::1]>",
+    "<u@127.0.0.1>",
+    "<u@2130706433>",
+    "<u@localhost>",
+    "<u@>",
+    "<>",
+    "<@>",
+    "<u@ex\u0430mple.org> ",
+    "<u@\uff45xample.org>",
+    "<u@xn--exmple-4nf.org>",
+    "<u@example.or\u0261>",
+    f"<=?utf-8?q?u=40{THEM}?=@{THEM}>",
+    f"<{'a' * 200}@{THEM}>",
+    f"<u@{'a.' * 100}{THEM}>",
+    f'<"u"@{THEM}> NOTIFY=NEVER',
+    f"<u@sub.{OURS}>",
+    f"<u@sub.{OURS}.>",
+]
+#: Who may be a stranger's sender: none of it gives a right.
+SENDERS = ["<s@stranger.example>", "<>", f"<admin@{OURS}>", "<root@localhost>", "<admin@[127.0.0.1]>"]
+
+LEGITIMATE = [
+    f"<{local}@{domain}>"
+    for local in ("info", "Joe", "joe-list", "joe+tag", "a.b", "x1", "POSTMASTER", "u-v-w")
+    for domain in (OURS, OURS.upper(), "Example.Org", f"a.sub.{OURS}", f"a.b.sub.{OURS}", f"A.Sub.{OURS}")
+] + [
+    form.format(local)
+    for local in ("info", "joe", "ann", "postmaster")
+    for form in (f"{{}}@{OURS}", f" <{{}}@{OURS}>", f'<"{{}}"@{OURS}>', f"<@relay.example:{{}}@{OURS}>")
+]
+
+SILENT = "from gateway import Plugin, hookimpl\nclass P(Plugin):\n    @hookimpl\n    def relay(self): return None\n"
+RAISING = SILENT.replace("return None", "raise RuntimeError")
+WILD = SILENT.replace("return None", "return True")
+SLOW = SILENT.replace(
+    "    def relay(self): return None",
+    "    async def relay(self):\n        import asyncio; await asyncio.sleep(60)",
+)
+
+
+@pytest.fixture
+async def gateway(tmp_path):
+    """Give `gateway(yaml, zones, **plugins)`: a server on a port of its own, from which strangers connect."""
+    started = []
+
+    async def start(yaml="", zones=None, conf=CONF, **plugins):
+        clock = FakeClock()
+        bench = Bench(tmp_path, Services(clock, FakeDns(zones), Counters(clock)))
+        tree = Tree.parse({"conf.d/site.yaml": conf + yaml}, base=tmp_path)
+        settings = Settings.of(tree)
+        bench.write({"people": PEOPLE, **plugins})
+        chain = bench.build(conf + yaml).chain
+        queue = MemoryQueue()
+        await queue.open()
+        reception = Reception(lambda: chain, queue, bench.services, lambda: settings.limits, lambda: None)
+        server = Stranger(reception, settings)
+        listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+        started.append((listening, server, queue))
+        return listening.sockets[0].getsockname()[1], bench
+
+    yield start
+    for listening, server, queue in started:
+        listening.close()
+        await server.close_gently()
+        await queue.close()
+
+
+class Stranger(Server):
+    """The real server; to it every client comes from the address that the test says."""
+
+    ip = "203.0.113.9"
+
+    def __init__(self, reception, settings):
+        opened = reception.open
+
+        def open_(listener, protocol, client, local_ip):
+            client.ip = self.ip
+            return opened(listener, protocol, client, local_ip)
+
+        reception.open = open_
+        loop = asyncio.get_running_loop()
+        super().__init__(reception, settings.limits, "mail.example.org", "mx", "smtp", loop)
+
+
+async def replies(port, recipients, sender="<s@stranger.example>"):
+    """Give the reply code of each RCPT, all sent in one go."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    utf8 = " SMTPUTF8" if any(not one.isascii() for one in recipients) else ""
+    lines = ["EHLO mail.example.org", f"MAIL FROM:{sender}{utf8}"]
+    writer.write(
+        "".join(
+            f"{line}\r\n" for line in [*lines, *(f"RCPT TO:{one}" for one in recipients), "QUIT"]
+        ).encode()
+    )
+    said = [line.decode() async for line in reader]
+    writer.close()
+    final = [line for line in said if line[3] == " "]
+    assert len(final) == len(recipients) + 4, said
+    assert final[2].startswith("250"), said
+    return {one: line.strip() for one, line in zip(recipients, final[3:-1], strict=True)}
+
+
+async def refuses_all(port, probes=PROBES, senders=SENDERS):
+    for sender in senders:
+        accepted = {
+            one: said for one, said in (await replies(port, probes, sender)).items() if said[0] not in "45"
+        }
+        assert not accepted, sender
+
+
+async def test_out_of_the_box_no_probe_gets_through(gateway):
+    assert len(PROBES) >= 64
+    port, bench = await gateway()
+    await refuses_all(port)
+    events = bench.told("recipient.refused")
+    assert any(event.reason == "relay" and event.client_ip == "203.0.113.9" for event in events)
+
+
+async def test_legitimate_mail_is_never_refused(gateway):
+    assert len(LEGITIMATE) >= 64
+    port, _ = await gateway()
+    refused = {one: said for one, said in (await replies(port, LEGITIMATE)).items() if said[0] != "2"}
+    assert not refused
+
+
+@pytest.mark.parametrize("stem", ["relay_control", "rcpthosts"])
+@pytest.mark.parametrize("fault", [SILENT, RAISING, WILD, SLOW], ids=["silent", "raising", "wild", "slow"])
+async def test_a_replaced_plugin_opens_nothing(gateway, stem, fault):
+    port, _ = await gateway("relay_control: {deadline: 0.01s}\n", **{stem: _with_settings(fault)})
+    await refuses_all(port, PROBES if fault is not SLOW else PROBES[:5], SENDERS[:1])
+
+
+def _with_settings(source):
+    """Let a replacement take the settings of what it replaces."""
+    settings = "from gateway import Section\nclass Settings(Section):\n    domains: list[str] = []\n"
+    return settings + source.replace("(Plugin)", "(Plugin[Settings])")
+
+
+@pytest.mark.parametrize("stem", ["relay_control", "badmailfrom", "recipient_check", "percenthack", "locals"])
+async def test_a_disabled_plugin_opens_nothing(gateway, stem):
+    port, _ = await gateway("" if stem == "recipient_check" else f"{stem}: {{enabled: false}}\n")
+    await refuses_all(port)
+
+
+async def test_without_rcpthosts_nothing_is_accepted_at_all(gateway):
+    port, _ = await gateway(conf=CONF.replace("rcpthosts: {", "rcpthosts: {enabled: false, "))
+    await refuses_all(port)
+    await refuses_all(port, LEGITIMATE, SENDERS[:1])
+
+
+@pytest.mark.parametrize("key", ["dry_run: true", "on_error: skip"])
+async def test_a_relay_plugin_can_be_neither_dry_nor_skipped(gateway, key):
+    with pytest.raises(ConfigError, match="relay takes no"):
+        await gateway(f"relay_control: {{{key}}}\n")
+
+
+async def test_no_allowlist_in_rcpt_opens_the_relay(gateway):
+    source = "from gateway import Accept, Plugin, hookimpl\nclass P(Plugin):\n    @hookimpl\n    def rcpt(self): return Accept()\n"
+    port, _ = await gateway("allow_all: {before: [people]}\n", allow_all=source)
+    elsewhere = [one for one in PROBES if f"@{THEM}>" in one and OURS not in one]
+    assert len(elsewhere) > 5
+    await refuses_all(port, elsewhere)
+
+
+HOSTS = "relay_control: {clients: [trusted.example, .trusted.example]}\n"
+
+
+@pytest.mark.parametrize("back", [[], ["192.0.2.1"]])
+async def test_a_forged_name_gives_nothing(gateway, back):
+    zones = {"9.113.0.203.in-addr.arpa": {"PTR": ["trusted.example.", "a.trusted.example."]}}
+    zones |= {"trusted.example": {"A": back}, "a.trusted.example": {"A": back}}
+    port, _ = await gateway(HOSTS, zones)
+    await refuses_all(port, senders=SENDERS[:1])
+
+
+async def test_the_selected_host_and_network_may_relay(gateway):
+    """The other side: the probes above are refused because of who asks, not because the server is deaf."""
+    zones = {
+        "9.113.0.203.in-addr.arpa": {"PTR": ["trusted.example."]},
+        "trusted.example": {"A": ["203.0.113.9"]},
+    }
+    anybody = "from gateway import Plugin, hookimpl\nclass P(Plugin):\n    @hookimpl\n    def rcpt(self): return None\n"
+    for yaml in (HOSTS, "relay_control: {clients: [203.0.113.0/24]}\n"):
+        port, _ = await gateway(yaml, zones, people=anybody)
+        assert (await replies(port, [f"<u@{THEM}>"]))[f"<u@{THEM}>"].startswith("250")
