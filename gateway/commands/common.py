@@ -1,13 +1,21 @@
-"""What every command shares: where the configuration is, and how errors are told."""
+"""What every command shares: where the configuration is, and how data is printed."""
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from gateway.worker import Configuration
 
 DEFAULT = Path("/etc/mailward/conf.d")
 
@@ -16,13 +24,56 @@ conf_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder of the configuration; else $MAILWARD_CONF, else /etc/mailward/conf.d.",
 )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 
 
 def configuration_folder(conf: Path | None) -> Path:
     """Find the configuration; there is no silent fall-back to the demo. Raises ConfigError."""
+    context = click.get_current_context(silent=True)
+    conf = conf or (context.find_root().params.get("conf") if context else None)
     folder = conf or Path(os.environ.get("MAILWARD_CONF") or DEFAULT)
     if folder.is_dir():
         return folder
     raise ConfigError(
         f"no configuration at {folder}: `mailward init DIR` writes one, `mailward run --demo` needs none"
+    )
+
+
+def load(conf: Path | None) -> Configuration:
+    """Read the configuration that is meant; the demo's paths start where we are. Raises ConfigError."""
+    from gateway.commands.run import demo_folder
+    from gateway.worker import Configuration
+
+    folder = configuration_folder(conf)
+    return Configuration.load(folder, Path.cwd() if folder.resolve() == demo_folder().resolve() else None)
+
+
+def print_json(rows: Iterable[Any]) -> None:
+    """Print one object per line."""
+    for row in rows:
+        click.echo(json.dumps(row))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table at a terminal, else lines whose fields are separated by tabs."""
+    cells = [[plain(str(cell)) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        for row in cells:
+            click.echo("\t".join(row))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def plain(text: str) -> str:
+    """Make what came from outside harmless to a terminal and to a line."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )

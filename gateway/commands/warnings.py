@@ -1,0 +1,172 @@
+"""What `mailward check` warns of: settings that are valid and still do not do what was meant."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway import controls
+from gateway.address import Address, lower
+from gateway.commands.walk import STRANGER
+from gateway.decision import Accept
+from gateway.envelope import Recipient, Session, Transaction, new_id
+from gateway.errors import Place, Problem
+from gateway.hookspecs import Stages
+from gateway.routing import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from gateway.commands.assembly import Assembly
+    from gateway.envelope import Account
+
+#: A local part that no `.qmail` file names, so that only a catch-all takes it.
+PROBE = "mailward-check"
+
+
+async def warnings(assembly: Assembly) -> list[Problem]:
+    """Give all warnings, each with its place where it has one."""
+    found = [Problem(line) for line in assembly.logged]
+    found += _whole(assembly)
+    homes: set[str] = set()
+    for key, (account, place) in virtual_domains(assembly).items():
+        if account:
+            found += [Problem(text, place) async for text in _virtual(assembly, key, account, homes)]
+    found += [one async for one in _postmaster(assembly)]
+    return found
+
+
+def _whole(assembly: Assembly) -> Iterator[Problem]:
+    """Warn of a gateway that takes no mail at all."""
+    configuration = assembly.configuration
+    if not configuration.settings.listeners:
+        yield Problem("listeners: there is none, so no mail comes in")
+    elif not (
+        _given(assembly, "relay_control", "clients", "rules")
+        or _given(assembly, "rcpthosts", "domains", "file")
+    ):
+        text = "no domain in rcpthosts and no client in relay_control: every recipient will be refused"
+        yield Problem(text, configuration.tree.place("listeners"))
+    if os.geteuid() == 0 and not configuration.settings.gateway.user:
+        yield Problem("gateway.user: not set, so root cannot run it", configuration.tree.place("gateway"))
+
+
+def _given(assembly: Assembly, stem: str, *keys: str) -> bool:
+    """Whether a plugin runs with any of these settings; a site's own may have others, and is trusted."""
+    plugin = assembly.generation.plugins.get(stem)
+    if plugin is None:
+        return False
+    return any(getattr(plugin.settings, key, True) for key in keys)
+
+
+def virtual_domains(assembly: Assembly) -> dict[str, tuple[str, Place | None]]:
+    """Give key -> (account, place) of every virtual domain, those of the control file too."""
+    place = assembly.configuration.tree.place
+    file = _setting(assembly, "virtual_domains", "file")
+    path = assembly.configuration.tree.base / (file or "")
+    lines = controls.colon_map(controls.read_list(path) or ()) if file else {}
+    found: dict[str, tuple[str, Place | None]] = {
+        key: (account, Place(str(path), number)) for key, (number, account) in lines.items()
+    }
+    return found | {
+        lower(key): (account, place("virtual_domains", "domains", key))
+        for key, account in (_setting(assembly, "virtual_domains", "domains") or {}).items()
+    }
+
+
+def _setting(assembly: Assembly, stem: str, key: str) -> Any:
+    plugin = assembly.generation.plugins.get(stem)
+    return getattr(plugin.settings, key, None) if plugin else None
+
+
+async def _virtual(assembly: Assembly, key: str, owner: str, homes: set[str]) -> AsyncIterator[str]:
+    """Warn of one virtual domain or address by what the chain says of mail for it."""
+    shown = key or "(everything else)"
+    domain = key.rpartition("@")[2]
+    address = key if "@" in key else f"{PROBE}@{PROBE}{key}" if key.startswith(".") else f"{PROBE}@{key}"
+    if key and not await _accepted(assembly, address):
+        yield f"{shown} is virtual but not in rcpthosts: its mail from outside will be refused"
+    if domain in local_domains(assembly):
+        yield f"{shown} is both local and virtual: it counts as local, and {owner} gets none of its mail"
+        return
+    local, _, at = f"{owner}-{address}".rpartition("@")
+    answer = await assembly.generation.chain.ask(Stages.account, local, at)
+    if answer.failed:
+        why = assembly.failure(answer.plugin)
+        yield f"{shown} belongs to {owner}, whose account cannot be looked up: {why}"
+        return
+    account = answer.value
+    # Whoever gets all that nobody has (`alias`) has the owner's name in the extension.
+    if account is None or account.ext.startswith(owner):
+        yield f"{shown} belongs to {owner}, whom nobody knows: add an account, in accounts.virtual or to the system"
+        return
+    if account.home not in homes:
+        homes.add(account.home)
+        for text in unsafe(account):
+            yield f"{shown} belongs to {owner}, whose home {text}"
+    if Path(account.home).is_dir() and not await _exists(assembly, address) and not _has_files(account, key):
+        yield f"{shown} belongs to {owner}, in whose home {account.home} no .qmail file would take its mail"
+
+
+async def _accepted(assembly: Assembly, address: str) -> bool:
+    """Whether a stranger may send there."""
+    session = Session(new_id(), "command", "smtp", STRANGER)
+    transaction = Transaction(new_id(), Address(""), "smtp", session)
+    answer = await assembly.generation.chain.ask(Stages.relay, transaction, Recipient.of(address))
+    return isinstance(answer.value, Accept)
+
+
+def local_domains(assembly: Assembly) -> dict[str, Place | None]:
+    """Give every local domain with its place, those of the control file too."""
+    place = assembly.configuration.tree.place
+    file = _setting(assembly, "locals", "file")
+    path = assembly.configuration.tree.base / (file or "")
+    lines = controls.read_list(path) or () if file else ()
+    found: dict[str, Place | None] = {lower(line): Place(str(path), number) for number, line in lines}
+    inline = enumerate(_setting(assembly, "locals", "domains") or ())
+    return found | {lower(name): place("locals", "domains", number) for number, name in inline}
+
+
+def unsafe(account: Account) -> Iterator[str]:
+    """Say why nothing can be delivered into a home."""
+    try:
+        status = Path(account.home).stat()
+    except OSError as error:
+        yield f"{account.home} cannot be used: {error.strerror}"
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        yield f"{account.home} is no folder"
+    if status.st_mode & stat.S_IWOTH:
+        yield f"{account.home} is writable for everybody: run chmod o-w"
+    if status.st_uid != account.uid:
+        yield f"{account.home} belongs to uid {status.st_uid}, not to the account's uid {account.uid}"
+
+
+async def _exists(assembly: Assembly, address: str) -> bool:
+    """Whether somebody takes it; a doubt counts as yes, since it has a warning of its own."""
+    chain = assembly.generation.chain
+    for routed in await resolve(chain, Recipient.of(address)):
+        if routed.failed or routed.route is None:
+            return True
+        answer = await chain.ask_plugin(routed.route.plugin, Stages.exists, routed.recipient)
+        if answer.failed or answer.value is not False:
+            return True
+    return False
+
+
+def _has_files(account: Account, key: str) -> bool:
+    """Whether any `.qmail` file takes some addresses of a whole domain."""
+    if "@" in key:
+        return False
+    before = account.ext.removesuffix(PROBE).replace(".", ":").lower()
+    return any(Path(account.home).glob(f".qmail{account.dash}{before}*"))
+
+
+async def _postmaster(assembly: Assembly) -> AsyncIterator[Problem]:
+    configuration = assembly.configuration
+    address = configuration.settings.gateway.postmaster
+    if not await _exists(assembly, address):
+        place = configuration.tree.place("gateway", "postmaster")
+        yield Problem(f"gateway.postmaster: {address} leads nowhere: nobody takes mail for it", place)
