@@ -4,7 +4,7 @@ qmail-smtpd took any recipient of its domains and bounced later, to senders that
 asks, at RCPT, where the recipient would go and whether anybody is there. Without a route plugin that can
 say so (`exists`), such as for remote recipients, nothing is refused.
 
-Events: `recipient.refused` with the reason `unknown_recipient`; a doubt is a 451 with `recipient_doubt`.
+Events: `recipient.refused` with the reason `unknown_recipient`; a doubt is a deferral with `recipient_doubt`.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from gateway import Account, Message
 USER = 65534
 DATE = re.compile(rb"(?m)^(From \S+) [A-Z][a-z]{2} [A-Z][a-z]{2} \d\d \d\d:\d\d:\d\d \d{4}$")
 VARIABLES = (
-    "SENDER NEWSENDER RECIPIENT USER HOME HOST HOST2 HOST3 HOST4 LOCAL EXT EXT2 EXT3 EXT4 DEFAULT DTLINE RPLINE UFLINE"
-).split()
+    *("SENDER", "NEWSENDER", "RECIPIENT", "USER", "HOME", "LOCAL", "DEFAULT", "DTLINE", "RPLINE", "UFLINE"),
+    *("HOST", "HOST2", "HOST3", "HOST4", "EXT", "EXT2", "EXT3", "EXT4"),
+)
 ENHANCED = re.compile(r"\(#(\d\.\d+\.\d+)\)")
 
 
@@ -50,7 +51,7 @@ def home():
 
 def fill(home, files):
     for name, wanted in files.items():
-        path = Path(os.fsdecode(os.path.join(os.fsencode(home), name.encode())))
+        path = home / name
         kind = wanted.get("kind", "file")
         if kind == "symlink":
             path.symlink_to(wanted["target"].replace("{HOME}", str(home)))
@@ -62,7 +63,9 @@ def fill(home, files):
                 folder.mkdir(0o700)
         else:
             path.mkdir()
-        path.chmod(int(wanted.get("mode", "0700" if kind == "maildir" else "0755" if kind == "dir" else "0644"), 8))
+        path.chmod(
+            int(wanted.get("mode", "0700" if kind == "maildir" else "0755" if kind == "dir" else "0644"), 8)
+        )
 
 
 def snapshot(home):
@@ -173,7 +176,12 @@ def forwards(one, result):
     recipients = [vectors.as_text(bytes(recipient)) for recipient in birth.recipients]
     message = vectors.as_text(bytes(birth.message))
     return [
-        {"sender": vectors.as_text(bytes(birth.sender)), "recipients": recipients, "complete": True, "message": message}
+        {
+            "sender": vectors.as_text(bytes(birth.sender)),
+            "recipients": recipients,
+            "complete": True,
+            "message": message,
+        }
     ]
 
 

@@ -1,11 +1,10 @@
 """The group `routing` of the vectors: what qmail-send made of recipients."""
 
+import pytest
 import vectors
 
 from gateway import Recipient, resolve
 from gateway.address import Address
-
-import pytest
 
 STEMS = ("percenthack", "virtual_domains", "locals", "dot_qmail")
 SECTIONS = {"percenthack": "percenthack", "virtualdomains": "virtual_domains", "locals": "locals"}

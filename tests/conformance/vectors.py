@@ -1,6 +1,6 @@
 """The harness: cases of the recorded vectors as tests, deliberate differences, and the chain to ask.
 
-A group is one test file with `CASES = vectors.cases("group")`, a test over `CASES`, and `vectors.compare(...)`.
+A group is one test file: a test over `vectors.cases("group")` that ends with `vectors.compare(...)`.
 """
 
 import base64
@@ -15,9 +15,9 @@ import pytest
 import structlog
 import yaml
 
-from gateway.loader import Loader, _register, _step, bundled_folder, discover, order
 from gateway.chain import Chain
 from gateway.hookspecs import SPECS
+from gateway.loader import Loader, _register, _step, bundled_folder, discover, order
 from gateway.plugin import Services, Site
 from gateway.testing.fakes import FakeClock, FakeDns
 from gateway.tree import Tree
@@ -59,7 +59,9 @@ def as_text(value):
 def difference(group, case):
     """Give the reason of the deliberate difference that a case falls under, "" for none."""
     for rule in yaml.safe_load((HERE / "differences.yaml").read_text("utf-8")) or []:
-        if rule["group"] == group and eval(rule["when"], {}, {"input": case["input"], "expect": case["expect"]}):
+        if rule["group"] == group and eval(
+            rule["when"], {}, {"input": case["input"], "expect": case["expect"]}
+        ):
             return rule["reason"]
     return ""
 
@@ -101,7 +103,9 @@ def plugin_module(stem, part=""):
     name = f"vectors_{stem}"
     if name not in sys.modules:
         path = bundled_folder() / stem / "__init__.py"
-        spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])
+        spec = importlib.util.spec_from_file_location(
+            name, path, submodule_search_locations=[str(path.parent)]
+        )
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return importlib.import_module(f"{name}.{part}") if part else sys.modules[name]

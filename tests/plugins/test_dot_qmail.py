@@ -77,9 +77,7 @@ async def test_two_domains_have_name_spaces_of_their_own(site):
         site.maildir(name)
     assert (await site.deliver("info@example.org")).text == "did 1+0+0"
     (file,) = new(site.base / "abc" / "Maildir")
-    assert file.read_bytes() == (
-        b"Return-Path: <s@example.com>\nDelivered-To: abc-info@example.org\n" + MAIL
-    )
+    assert file.read_bytes() == (b"Return-Path: <s@example.com>\nDelivered-To: abc-info@example.org\n" + MAIL)
     assert new(site.base / "xyz" / "Maildir") == []
 
 
