@@ -1,33 +1,14 @@
 """The group `tcprules` of the vectors: what Debian's ucspi-tcp compiled, matched and set."""
 
-import importlib.util
-import json
-import os
-import sys
-from pathlib import Path
-
-import pytest
+import vectors
 
 from gateway.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
-VECTORS = Path(os.environ.get("MAILWARD_VECTORS", ROOT.parent / "shared" / "vectors")) / "tcprules.json"
-
-SPEC = importlib.util.spec_from_file_location(
-    "tcprules_by_vectors", ROOT / "plugins" / "relay_control" / "tcprules.py"
-)
-tcprules = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = tcprules
-SPEC.loader.exec_module(tcprules)
-
-
-def cases():
-    if not VECTORS.is_file():
-        return [pytest.param(None, marks=pytest.mark.skip(f"no vectors at {VECTORS}"), id="absent")]
-    return [pytest.param(case, id=case["id"]) for case in json.loads(VECTORS.read_text("utf-8"))]
+import pytest
 
 
 def answer(rules, ip, host, info):
+    tcprules = vectors.plugin_module("relay_control", "tcprules")
     try:
         parsed = tcprules.Rules.parse(rules, "tcp.smtp")
     except ConfigError:
@@ -42,6 +23,6 @@ def answer(rules, ip, host, info):
     }
 
 
-@pytest.mark.parametrize("case", cases())
-def test_tcprules(case):
-    assert answer(**case["input"]) == case["expect"]
+@pytest.mark.parametrize("case", vectors.cases("tcprules"))
+def test_tcprules(case, request):
+    vectors.compare(request, "tcprules", case, answer(**case["input"]), case["expect"])

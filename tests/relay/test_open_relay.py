@@ -36,8 +36,9 @@ from gateway import Plugin, Reject, hookimpl
 class People(Plugin):
     @hookimpl
     def rcpt(self, recipient):
-        ours = recipient.address.domain == "example.org" or recipient.address.domain.endswith(".sub.example.org")
-        if not ours or not recipient.address.local_part.replace("-", "").replace("+", "").replace(".", "").isalnum():
+        local, domain = recipient.address.local_part, recipient.address.domain
+        ours = domain == "example.org" or domain.endswith(".sub.example.org")
+        if not ours or not local.replace("-", "").replace("+", "").replace(".", "").isalnum():
             return Reject("5.1.1", "no such user here", reason="unknown_recipient")
 """
 
