@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gateway.errors import DialogueError, TlsFailed
 from gateway.message import FileBody
@@ -109,9 +109,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport (asyncio)."""
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
+        """Keep the transport (asyncio); uvloop's is no subclass of asyncio's."""
+        self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end (asyncio)."""

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -480,6 +481,17 @@ async def test_tls_is_used_where_it_is_offered_and_ehlo_said_again(certificate):
     # What was offered in plain (SIZE) does not count under TLS.
     assert host.commands[:4] == ["EHLO me.example", "STARTTLS", "EHLO me.example", "MAIL FROM:<s@me.example>"]
     assert host.contents == [b"Subject: t\r\n\r\nbody\r\n"]
+
+
+def test_all_of_it_works_on_uvloop_too(certificate, tmp_path):
+    async def dialogues():
+        await test_tls_is_used_where_it_is_offered_and_ehlo_said_again(certificate)
+        await test_what_comes_behind_the_reply_to_starttls_is_refused(certificate, "250 fake")
+        await test_a_host_whose_handshake_fails_is_asked_again_in_plain()
+        await test_a_big_body_is_streamed_from_its_file(tmp_path)
+        await test_a_reply_of_100_megabytes_is_cut_off()
+
+    uvloop.run(dialogues())
 
 
 async def test_tls_is_not_used_when_it_is_not_wanted(certificate):
