@@ -13,17 +13,18 @@ import pwd
 import socket
 import struct
 import time
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from gateway import events
 from gateway.errors import ControlError, GatewayError
-from gateway.queue import Filter
+from gateway.journal import newest
+from gateway.operations import Operations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from gateway.envelope import Entry
+    from gateway.loader import Generation
     from gateway.worker import Worker
 
 SOCKET = "control"
@@ -42,6 +43,10 @@ def call(state: Path, name: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         link.settimeout(_TIMEOUT)
         try:
             link.connect(str(path))
+        except PermissionError as error:
+            raise ControlError(
+                f"you may not ask the gateway at {path}: be its user, or in its group"
+            ) from error
         except OSError as error:
             why = error.strerror or str(error)
             raise ControlError(
@@ -59,6 +64,18 @@ def call(state: Path, name: str, **arguments: Any) -> Iterator[dict[str, Any]]:
     raise ControlError("the gateway ended before it had answered")
 
 
+def running(state: Path) -> bool:
+    """Whether a gateway answers here; one that may not be asked counts."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        try:
+            link.connect(str(state / SOCKET))
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
 class Control:
     """Serves the control socket of one worker."""
 
@@ -69,14 +86,6 @@ class Control:
             "status": self._status,
             "reload": self._reload,
             "stages": self._stages,
-            "queue.list": self._list,
-            "queue.show": self._show,
-            "queue.stats": self._stats,
-            "queue.retry": self._retry,
-            "queue.hold": self._hold,
-            "queue.release": self._release,
-            "queue.delete": self._delete,
-            "queue.bounce": self._bounce,
         }
 
     async def start(self, state: Path) -> None:
@@ -97,7 +106,7 @@ class Control:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request = json.loads(await asyncio.wait_for(reader.readline(), _TIMEOUT))
-            async for row in self._calls[request.pop("call")](actor=_actor(writer), **request):
+            async for row in self._call(request.pop("call"))(actor=_actor(writer), **request):
                 writer.write(json.dumps({"row": row}).encode() + b"\n")
                 await writer.drain()
             writer.write(b'{"done": true}\n')
@@ -113,11 +122,14 @@ class Control:
     async def _status(self, actor: str) -> AsyncIterator[dict[str, Any]]:
         del actor
         worker = self._worker
+        folder = worker.journal.folder
         yield {
+            "version": version("mailward"),
             "pid": os.getpid(),
             "hostname": worker.settings.gateway.hostname,
             "seconds": round(time.time() - worker.started, 1),
             "configuration": str(worker.configuration.folder),
+            "base": str(worker.configuration.tree.base),
             "generation": worker.generation.number,
             "listeners": [f"{one.name} {one.protocol} {one.address}" for one in worker.settings.listeners],
             "sessions": worker.reception.sessions(),
@@ -125,11 +137,14 @@ class Control:
                 {"domain": s.domain, "state": s.state, "recipients": s.recipients, "oldest": s.oldest}
                 for s in await worker.queue.stats()
             ],
+            "journal": {"folder": str(folder), "full": worker.journal.full},
+            "last_error": await asyncio.to_thread(newest, folder, ("error", "critical")),
         }
 
     async def _reload(self, actor: str) -> AsyncIterator[dict[str, Any]]:
+        before = self._worker.generation
         await self._worker.reload(actor)
-        yield {"generation": self._worker.generation.number, "plugins": list(self._worker.generation.plugins)}
+        yield {"generation": self._worker.generation.number, **_changes(before, self._worker.generation)}
 
     async def _stages(self, actor: str) -> AsyncIterator[dict[str, Any]]:
         del actor
@@ -140,86 +155,25 @@ class Control:
                 "plugins": [{"stem": p.stem, "origin": p.origin, "file": str(p.path)} for p in plugins],
             }
 
-    async def _list(
-        self, actor: str, limit: int = 1000, after: str = "", **wanted: Any
-    ) -> AsyncIterator[dict[str, Any]]:
-        del actor
-        for entry in await self._worker.queue.list(Filter(**wanted), limit, after):
-            yield describe(entry)
-
-    async def _show(self, actor: str, **wanted: Any) -> AsyncIterator[dict[str, Any]]:
-        del actor
-        for entry in await self._worker.queue.list(Filter(**wanted), 1):
-            whole = await self._worker.queue.get(entry.id)
-            if whole is not None:
-                header = whole.message.header.decode("utf-8", "backslashreplace")
-                yield {**describe(whole), "header": header}
-
-    async def _stats(self, actor: str) -> AsyncIterator[dict[str, Any]]:
-        del actor
-        for one in await self._worker.queue.stats():
-            yield {
-                "domain": one.domain,
-                "state": one.state,
-                "recipients": one.recipients,
-                "oldest": one.oldest,
-            }
-
-    async def _retry(self, actor: str, **wanted: Any) -> AsyncIterator[dict[str, Any]]:
-        for entry in await self._worker.queue.retry(Filter(**wanted)):
-            yield self._changed(entry, events.MessageRetried, actor)
-        self._worker.dispatcher.wake()
-
-    async def _hold(self, actor: str, **wanted: Any) -> AsyncIterator[dict[str, Any]]:
-        for entry in await self._worker.queue.hold(Filter(**wanted)):
-            yield self._changed(entry, events.MessageHeld, actor)
-
-    async def _release(self, actor: str, **wanted: Any) -> AsyncIterator[dict[str, Any]]:
-        for entry in await self._worker.queue.release(Filter(**wanted)):
-            yield self._changed(entry, events.MessageReleased, actor)
-        self._worker.dispatcher.wake()
-
-    async def _delete(self, actor: str, **wanted: Any) -> AsyncIterator[dict[str, Any]]:
-        for entry in await self._worker.queue.delete(Filter(**wanted)):
-            yield self._changed(entry, events.MessageDeleted, actor)
-
-    async def _bounce(self, actor: str, **wanted: Any) -> AsyncIterator[dict[str, Any]]:
-        for entry in await self._worker.dispatcher.bounce(Filter(**wanted)):
-            yield self._changed(entry, events.MessageBounced, actor)
-
-    def _changed(self, entry: Entry, event: type[events.Event], actor: str) -> dict[str, Any]:
-        self._worker.generation.chain.emit(event(message=entry.id, actor=actor))
-        return describe(entry)
+    def _call(self, name: str) -> Callable[..., AsyncIterator[dict[str, Any]]]:
+        if name in self._calls:
+            return self._calls[name]
+        worker = self._worker
+        # Built per request: a reload changes the chain that the events go through.
+        operations = Operations(
+            worker.queue, worker.generation.chain.emit, worker.dispatcher.wake, worker.dispatcher.bounce
+        )
+        return operations.calls[name]
 
 
-def describe(entry: Entry) -> dict[str, Any]:
-    """Give an entry as `queue list --json` prints it."""
+def _changes(before: Generation, after: Generation) -> dict[str, list[str]]:
+    """Say which plugins a reload has added, removed, or made anew since their file or settings changed."""
+    old, new = before.plugins, after.plugins
     return {
-        "id": entry.id,
-        "sender": _clean(entry.sender),
-        "size": entry.size,
-        "birth": entry.birth,
-        "origin": entry.origin,
-        "parent": entry.parent,
-        "recipients": [
-            {
-                "address": _clean(one.recipient.address),
-                "original": _clean(one.recipient.original),
-                "state": one.state,
-                "attempts": one.attempts,
-                "due": one.due,
-                "status": one.status,
-                "report": _clean(one.report),
-                "route": f"{one.route.plugin} {one.route.destination}".strip() if one.route else "",
-            }
-            for one in entry.recipients
-        ],
+        "added": sorted(new.keys() - old.keys()),
+        "removed": sorted(old.keys() - new.keys()),
+        "changed": sorted(stem for stem in new.keys() & old.keys() if not new[stem].kept),
     }
-
-
-def _clean(text: str) -> str:
-    """Make what came from outside printable: JSON takes no lone surrogates."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _actor(writer: asyncio.StreamWriter) -> str:

@@ -100,7 +100,7 @@ async def _virtual(assembly: Assembly, key: str, owner: str, homes: set[str]) ->
     account = answer.value
     # Whoever gets all that nobody has (`alias`) has the owner's name in the extension.
     if account is None or account.ext.startswith(owner):
-        yield f"{shown} belongs to {owner}, whom nobody knows: add an account, in accounts.virtual or to the system"
+        yield f"{shown} belongs to {owner}, an unknown account: add it to accounts.virtual, or a user"
         return
     if account.home not in homes:
         homes.add(account.home)

@@ -1,7 +1,7 @@
 """The journal: every event on disk, append-only, and how to read it back."""
 
-from gateway.journal.reader import accepted, read
+from gateway.journal.reader import accepted, newest, read
 from gateway.journal.story import Story, render, tell
 from gateway.journal.writer import Journal, Output
 
-__all__ = ["Journal", "Output", "Story", "accepted", "read", "render", "tell"]
+__all__ = ["Journal", "Output", "Story", "accepted", "newest", "read", "render", "tell"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import orjson
 from gateway.journal.segments import segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 
@@ -30,6 +31,18 @@ def read(folder: Path, *, since: float = 0.0, having: str = "") -> Iterator[dict
 def accepted(folder: Path, since: float, name: str = "message.accepted") -> set[str]:
     """Give the ids of all messages that have an event of this name since then."""
     return {one["message"] for one in read(folder, since=since, having=name) if one["event"] == name}
+
+
+def newest(folder: Path, severities: Collection[str], within: int = 1024 * 1024) -> dict[str, Any] | None:
+    """Give the newest event of these severities that stands in the last `within` bytes of any stream."""
+    found: list[dict[str, Any]] = []
+    for stream in folder.glob("*/"):
+        for path in segments(stream)[-1:]:
+            with path.open("rb") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - within, 0))
+                events = [one for line in file for one in _parse(line)]
+            found += [one for one in events if one.get("severity") in severities][-1:]
+    return max(found, key=lambda one: one["time"], default=None)
 
 
 def _stream(folder: Path, since: float, having: str) -> Iterator[dict[str, Any]]:

@@ -113,6 +113,11 @@ class Journal:
         for output in self._outputs:
             output.close()
 
+    @property
+    def full(self) -> bool:
+        """Whether the journal cannot be written now."""
+        return bool(self._full_since)
+
     def emit(self, event: Event) -> None:
         """Take an event, from any thread; it is safe after the next `flush`. Never raises, never waits."""
         with self._wake:

@@ -1,0 +1,60 @@
+"""`mailward status`: one screen of health."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway import control
+from gateway.commands.common import age, conf_option, json_option, load, print_json, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mailward status
+  mailward status --json"""
+)
+@conf_option
+@json_option
+def status(conf: Path | None, as_json: bool) -> None:
+    """Show the health of the running gateway; exit 1 when it is ill or does not run."""
+    (found,) = control.call(load(conf).settings.gateway.state, "status")
+    if as_json:
+        print_json([found])
+    else:
+        print_table(("", ""), _lines(found))
+    if found["journal"]["full"]:
+        click.get_current_context().exit(1)
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    now = time.time()
+    yield "gateway", f"{found['hostname']}, version {found['version']}, pid {found['pid']}"
+    yield "up", f"{age(found['seconds'])}, configuration {found['generation']} from {found['configuration']}"
+    for listener in found["listeners"]:
+        yield "listener", listener
+    yield "sessions", str(found["sessions"])
+    states: Counter[str] = Counter()
+    for row in found["queue"]:
+        states[row["state"]] += row["recipients"]
+    yield "queue", ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "empty"
+    if found["queue"]:
+        yield "oldest", age(now - min(row["oldest"] for row in found["queue"]))
+    journal = found["journal"]
+    yield "journal", f"{'CANNOT BE WRITTEN' if journal['full'] else 'well'}, {journal['folder']}"
+    yield "last error", _error(found["last_error"])
+
+
+def _error(event: dict[str, Any] | None) -> str:
+    if event is None:
+        return "none"
+    said = event.get("error") or event.get("reason") or event.get("text") or ""
+    return f"{event['time'][:19]}Z {event['event']} {event.get('plugin', '')} {said}"
