@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gateway.envelope import RecipientState
     from gateway.errors import QueueDamaged, QueueError, QueueFull, QueueLocked
+    from gateway.queue.bounce import bounce_envelope
     from gateway.queue.dispatcher import Dispatcher
     from gateway.queue.memory import MemoryQueue
     from gateway.queue.retry import next_attempt
@@ -28,6 +29,7 @@ __all__ = [
     "RecipientState",
     "Rest",
     "Stats",
+    "bounce_envelope",
     "lane",
     "next_attempt",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "QueueFull": "gateway.errors",
     "QueueLocked": "gateway.errors",
     "RecipientState": "gateway.envelope",
+    "bounce_envelope": "gateway.queue.bounce",
     "next_attempt": "gateway.queue.retry",
 }
 

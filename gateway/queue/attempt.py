@@ -32,8 +32,8 @@ _AN_HOUR = 3600.0
 #: Between two tries to store what is known, in seconds (qmail-send waits as long when a disk is full).
 PAUSE = 10.0
 _EXPIRED = "The message was in the queue for too long; this was the last try.\n"
-#: Characters of a report that are kept (qmail-send keeps as many bytes).
-_LONGEST = 10_000
+#: Characters of a report that are kept: as many as qmail-send keeps bytes of it.
+_LONGEST = 9_998
 _FACTS = ("session", "client_ip", "listener", "user")
 
 if TYPE_CHECKING:

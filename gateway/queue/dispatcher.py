@@ -88,7 +88,7 @@ class Dispatcher:
         self._woken.set()
 
     async def stop(self, grace: float = 30.0) -> None:
-        """Begin nothing new, wait for the deliveries under way, cancel those that take longer than `grace`."""
+        """Begin nothing new, wait for deliveries under way, cancel those that take longer than `grace`."""
         self._stopping.set()
         self._woken.set()
         for slots in self._slots.values():
@@ -179,7 +179,7 @@ class Dispatcher:
                 raise ended
 
     async def _route(self, entry: Entry) -> None:
-        """Rewrite and route what was never routed. What becomes several leaves the entry; it is claimed anew."""
+        """Rewrite and route what was never routed. What becomes several is claimed anew."""
         chain = self._chain()
         kept = []
         for one in entry.recipients:

@@ -1,0 +1,392 @@
+"""What every store must do, run over each of them."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from gateway.address import Address
+from gateway.envelope import EntryRecipient, Recipient, Route, new_id
+from gateway.message import FileBody, Spool
+from gateway.queue import MOVES, Filter, Finish
+
+BIG = b"x" * (300 * 1024)
+#: Who else may claim nothing.
+LATER = 3600.0
+
+
+async def claim(store, now, limit=1000, busy=None, per_lane=1000):
+    return await store.claim(now, limit, busy or {}, per_lane)
+
+
+async def end(store, entry, state, *numbers, due=0.0, births=(), **more):
+    changed = [
+        replace(one, state=state, due=due, **more)
+        for one in entry.recipients
+        if not numbers or one.number in numbers
+    ]
+    await store.finish([Finish(entry, changed, births)])
+
+
+async def states(store, entry):
+    found = await store.get(entry.id)
+    return [one.state for one in found.recipients] if found else None
+
+
+async def test_what_was_added_comes_back_whole(store, entry, clock):
+    one = entry(
+        "R@Local.Example",
+        sender="",
+        parent="p",
+        origin="forward",
+        params={"BODY": "8BITMIME"},
+        facts={"client_ip": "192.0.2.7"},
+        notes={"site": {"score": 5}},
+    )
+    recipient = Recipient(
+        Address("abc-r@x.example"),
+        Address("R@Local.Example"),
+        "virtual_domains",
+        "f:4: r",
+        {"NOTIFY": "NEVER"},
+    )
+    one.recipients[0].recipient = recipient
+    one.recipients[0].route = Route("dot_qmail", "local", "", "f:1")
+    await store.add(one)
+    kept = await store.get(one.id)
+    assert kept == replace(one, message=kept.message, recipients=kept.recipients)
+    assert (kept.message.header, bytes(kept.message)) == (b"Subject: t\n", b"Subject: t\n\nbody\n")
+    assert kept.recipients == one.recipients
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\xff\xfe@\xe9.example", "\u00fc@\u00fc.example".encode(), b"'\"%_\\@x.example"]
+)
+async def test_addresses_are_bytes(store, entry, clock, raw):
+    address = Address.decode(raw)
+    await store.add(entry(address, sender=address, notes={"n": address}))
+    await store.add(entry(address, address, sender=address))
+    for found in await claim(store, clock.time()):
+        assert bytes(found.sender) == raw
+        assert {bytes(one.recipient.address) for one in found.recipients} == {raw}
+    assert len(await store.list(Filter(sender=address))) == 2
+    assert len(await store.list(Filter(recipient=address))) == 2
+
+
+@pytest.mark.parametrize(("move", "operation"), MOVES.items(), ids=lambda x: str(x))
+async def test_moves(store, entry, clock, move, operation):
+    before, after = move
+    one = entry(
+        "a@x.example",
+        "b@x.example",
+        state="held" if "held" in (before, after) and before != "queued" else "queued",
+    )
+    await store.add(one)
+    assert (
+        await states(store, one)
+        == ["held" if before == "held" or (before, after) == ("", "held") else "queued"] * 2
+    )
+    if before == "attempting":
+        (one,) = await claim(store, clock.time())
+    if operation == "finish":
+        await end(store, one, after, 0, due=clock.time() + LATER)
+    elif operation == "split":
+        await store.split(one, 0, [EntryRecipient(0, Recipient.of("c@y.example"))] * 2)
+    elif operation in ("hold", "release", "take"):
+        await getattr(store, operation)(Filter(ids=[one.id]))
+    elif operation == "claim":
+        await claim(store, clock.time())
+    found = {r.recipient.address: r.state for r in (await store.get(one.id)).recipients}
+    expected = {"delivered": None, "": None}.get(after, after)
+    assert found.get("a@x.example") == expected
+    assert operation != "split" or found["c@y.example"] == "queued"
+
+
+async def test_an_entry_is_forgotten_with_its_last_recipient(store, entry, clock):
+    await store.add(entry("a@x.example", "b@x.example"))
+    (one,) = await claim(store, clock.time())
+    await end(store, one, "failed", 0)
+    assert await states(store, one) == ["failed", "attempting"]
+    await end(store, one, "delivered", 1)
+    assert await store.get(one.id) is None
+    assert await store.stats() == []
+
+
+async def test_a_deferred_recipient_keeps_what_the_attempt_found_out(store, entry, clock):
+    await store.add(entry("a@x.example"))
+    (one,) = await claim(store, clock.time())
+    one.recipients[0].recipient = one.recipients[0].recipient.at("abc-a@x.example", claimed="virtual_domains")
+    due = clock.time() + LATER
+    route = Route("remote", "remote", "x.example")
+    await end(store, one, "queued", due=due, route=route, attempts=3, report="no\n", status="4.4.1")
+    assert await claim(store, due - 1) == []
+    assert await store.next_due() == due
+    ((kept,),) = [found.recipients for found in await claim(store, due)]
+    assert (kept.route, kept.attempts, kept.report, kept.status) == (route, 3, "no\n", "4.4.1")
+    assert (kept.recipient.address, kept.recipient.original) == ("abc-a@x.example", "a@x.example")
+
+
+async def test_births_come_with_the_outcome(store, entry, clock):
+    await store.add(entry())
+    (one,) = await claim(store, clock.time())
+    born = entry("b@y.example", sender="")
+    await end(store, one, "delivered", births=[born])
+    assert await store.get(one.id) is None
+    assert [found.id for found in await claim(store, clock.time())] == [born.id]
+
+
+async def test_a_finish_that_fails_changes_nothing(store, entry, clock):
+    if type(store).__name__ == "MemoryQueue":
+        pytest.skip("memory does not fail")
+    await store.add(entry())
+    (one,) = await claim(store, clock.time())
+    twice = entry("b@y.example")
+    with pytest.raises(Exception, match="UNIQUE"):
+        await end(store, one, "delivered", births=[twice, twice])
+    assert await states(store, one) == ["attempting"]
+    assert await store.get(twice.id) is None
+
+
+async def test_rest_says_who_is_the_last(store, entry, clock):
+    await store.add(entry(*(f"{name}@x.example" for name in "abcd")))
+    (one,) = await claim(store, clock.time())
+    assert (await store.rest(one.id, [0])).open == 3
+    await end(store, one, "delivered", 0)
+    await end(store, one, "failed", 1, report="no\n")
+    await end(store, one, "queued", 2, due=clock.time() + LATER)
+    assert (await store.rest(one.id, [3])).open == 1
+    await store.hold(Filter(ids=[one.id]))
+    rest = await store.rest(one.id, [3])
+    assert (rest.open, rest.held, rest.delivered) == (0, 1, 1)
+    assert [(failed.number, failed.report) for failed in rest.failures] == [(1, "no\n")]
+
+
+async def test_failures_that_were_told_are_forgotten(store, entry, clock):
+    await store.add(entry("a@x.example", "b@x.example"))
+    (one,) = await claim(store, clock.time())
+    await end(store, one, "queued", 1, due=clock.time() + LATER)
+    await store.hold(Filter(ids=[one.id]))
+    failed = replace(one.recipients[0], state="failed")
+    await store.finish([Finish(one, [failed], [entry(sender="")], bounced=True)])
+    assert await states(store, one) == ["held"]
+    (one,) = await store.take(Filter(ids=[one.id]))
+    assert list((await store.rest(one.id, [1])).failures) == []
+    await end(store, one, "failed")
+    assert await store.get(one.id) is None
+
+
+async def test_an_entry_of_one_recipient_leaves_no_rest(store, entry, clock):
+    await store.add(entry())
+    (one,) = await claim(store, clock.time())
+    rest = await store.rest(one.id, [0])
+    assert (rest.open, rest.held, list(rest.failures)) == (0, 0, [])
+    await end(store, one, "queued", due=clock.time())
+    (one,) = await claim(store, clock.time())
+    assert (await store.rest(one.id, [0])).open == 0
+
+
+async def test_a_claim_is_exclusive(store, entry, clock):
+    for i in range(30):
+        await store.add(entry(f"a{i}@x.example", f"b{i}@y{i}.example"))
+    claims = await asyncio.gather(*(claim(store, clock.time(), limit=7) for _ in range(5)))
+    while found := await claim(store, clock.time(), limit=7):
+        claims.append(found)
+    taken = [(one.id, r.number) for entries in claims for one in entries for r in one.recipients]
+    assert len(taken) == len(set(taken)) == 60
+    assert all(sum(len(one.recipients) for one in entries) <= 7 for entries in claims)
+
+
+async def test_claims_go_round_the_lanes(store, entry, clock):
+    for _ in range(50):
+        await store.add(entry("a@x.example", "b@x.example", sender="bulk@b.example"))
+    for i in range(5):
+        await store.add(entry("a@x.example", sender=f"one{i}@b.example"))
+    found = await claim(store, clock.time(), limit=20, per_lane=10)
+    senders = [one.sender for one in found for _ in one.recipients]
+    assert {f"one{i}@b.example" for i in range(5)} <= set(senders)
+    assert senders.count("bulk@b.example") == 10
+    busy = {"bulk@b.example\0x.example": 10}
+    assert await claim(store, clock.time(), busy=busy, per_lane=10) == []
+    busy = {"bulk@b.example\0x.example": 8}
+    again = await claim(store, clock.time(), busy=busy, per_lane=10)
+    assert sum(len(one.recipients) for one in again) == 2
+
+
+async def test_released_claims_are_given_again(store, entry, clock):
+    await store.add(entry("a@x.example", "b@x.example"))
+    await store.add(entry())
+    claimed = await claim(store, clock.time())
+    await store.release_claims(claimed)
+    again = await claim(store, clock.time())
+    assert {one.id for one in again} == {one.id for one in claimed}
+    assert [one.attempts for found in again for one in found.recipients] == [0, 0, 0]
+
+
+async def test_claims_are_given_back_by_open(store, entry, clock):
+    await store.add(entry("a@x.example", "b@x.example"))
+    await store.add(entry())
+    await claim(store, clock.time(), limit=2)
+    await store.close()
+    await store.open()
+    assert sum(len(one.recipients) for one in await claim(store, clock.time())) == 3
+
+
+async def test_split_numbers_are_never_used_twice(store, entry, clock):
+    await store.add(entry("list@x.example"))
+    (one,) = await claim(store, clock.time())
+    await store.split(one, 0, [EntryRecipient(0, Recipient.of(f"m{i}@y.example")) for i in range(3)])
+    (one,) = await claim(store, clock.time())
+    assert [r.number for r in one.recipients] == [1, 2, 3]
+    await end(store, one, "delivered", 3)
+    await store.split(one, 2, [EntryRecipient(0, Recipient.of("n@y.example"))] * 2)
+    assert [r.number for r in (await store.get(one.id)).recipients] == [1, 4, 5]
+    (more,) = await claim(store, clock.time())
+    await end(store, more, "delivered")
+    assert (await store.rest(one.id, [1])).open == 0
+    await end(store, one, "delivered", 1)
+    assert await store.get(one.id) is None
+
+
+async def test_many_recipients_appear_at_once(store, entry, clock):
+    many = entry(*(f"r{i}@x{i % 7}.example" for i in range(3500)))
+    adding = asyncio.create_task(store.add(many))
+    while not adding.done():
+        await asyncio.sleep(0)
+        found = await store.list(Filter())
+        assert [len(one.recipients) for one in found] in ([], [3500])
+        assert sum(len(one.recipients) for one in await claim(store, clock.time(), limit=1)) <= 1
+    seen = await claim(store, clock.time(), limit=10_000, per_lane=10_000)
+    assert sum(len(one.recipients) for one in seen) >= 3400
+
+
+async def test_held_time_does_not_age_a_message(store, entry, clock):
+    one = entry()
+    await store.add(one)
+    clock.advance(100)
+    assert [held.id for held in await store.hold(Filter())] == [one.id]
+    assert await claim(store, clock.time()) == []
+    assert await store.next_due() is None
+    clock.advance(1000)
+    (released,) = await store.release(Filter())
+    assert released.birth == one.birth + 1000
+    assert [found.birth for found in await claim(store, clock.time())] == [one.birth + 1000]
+
+
+async def test_an_entry_added_as_held_does_not_age_either(store, entry, clock):
+    one = entry(state="held")
+    await store.add(one)
+    clock.advance(50)
+    (released,) = await store.release(Filter())
+    assert released.birth == one.birth + 50
+
+
+async def test_retry_makes_due_now(store, entry, clock):
+    one = entry(due=clock.time() + LATER)
+    await store.add(one)
+    assert await store.next_due() == clock.time() + LATER
+    assert await claim(store, clock.time()) == []
+    assert [found.id for found in await store.retry(Filter())] == [one.id]
+    assert [found.id for found in await claim(store, clock.time())] == [one.id]
+
+
+async def test_what_is_under_attempt_is_left_alone(store, entry, clock):
+    await store.add(entry())
+    (one,) = await claim(store, clock.time())
+    for operation in ("hold", "retry", "release", "delete", "take"):
+        assert await getattr(store, operation)(Filter()) == []
+    assert await states(store, one) == ["attempting"]
+
+
+async def test_delete_forgets_whole_entries(store, entry, clock):
+    one, other = entry("a@x.example", "b@y.example"), entry("c@x.example", sender="other@b.example")
+    await store.add(one)
+    await store.add(other)
+    (gone,) = await store.delete(Filter(recipient="b@y.example"))
+    assert (gone.id, len(gone.recipients)) == (one.id, 2)
+    assert [found.id for found in await store.list(Filter())] == [other.id]
+    assert [found.id for found in await claim(store, clock.time())] == [other.id]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (Filter(), "abc"),
+        (Filter(sender="s1@remote.example"), "a"),
+        (Filter(recipient="y@two.example"), "b"),
+        (Filter(domain="ONE.example"), "ac"),
+        (Filter(state="held"), "c"),
+        (Filter(state="queued"), "ab"),
+        (Filter(born_before=1_700_000_050.0), "a"),
+        (Filter(domain="one.example", state="queued"), "a"),
+        (Filter(sender="nobody@x.example"), ""),
+    ],
+    ids=str,
+)
+async def test_filters(store, entry, clock, wanted, expected):
+    for sender, recipient, state in (
+        ("s1", "x@one.example", "queued"),
+        ("s2", "y@two.example", "queued"),
+        ("s3", "z@one.example", "held"),
+    ):
+        await store.add(entry(recipient, sender=f"{sender}@remote.example", state=state, due=clock.time()))
+        clock.advance(100)
+    found = await store.list(wanted)
+    assert "".join(sorted("abc"[int(one.sender[1]) - 1] for one in found)) == expected
+    assert all(bytes(one.message) == b"" for one in found)
+    ids = {one.id for one in await store.list(Filter())}
+    assert {one.id for one in await store.list(Filter(ids=ids))} == ids
+
+
+async def test_lists_are_paged_in_order_of_id(store, entry):
+    ids = sorted(new_id() for _ in range(10))
+    for id_ in reversed(ids):
+        await store.add(entry(id=id_))
+    first = await store.list(Filter(), limit=4)
+    rest = await store.list(Filter(), after=first[-1].id)
+    assert [one.id for one in (*first, *rest)] == ids
+
+
+async def test_stats(store, entry, clock):
+    start = clock.time()
+    await store.add(entry("a@x.example", "b@x.example"))
+    clock.advance(10)
+    await store.add(entry("c@x.example"))
+    await store.add(entry("d@y.example", state="held"))
+    found = {(row.domain, row.state): (row.recipients, row.oldest) for row in await store.stats()}
+    assert found == {("x.example", "queued"): (3, start), ("y.example", "held"): (1, start + 10)}
+
+
+def spooled(store, content):
+    spool = Spool(store.spool_folder)
+    spool.write(b"Subject: big\n\n" + content)
+    return spool.finish()
+
+
+async def test_big_bodies(store, entry, clock):
+    one = entry()
+    one.message = spooled(store, BIG)
+    one.size = one.message.size
+    await store.add(one)
+    assert list(store.spool_folder.iterdir()) == []
+    (found,) = await claim(store, clock.time())
+    assert bytes(found.message) == b"Subject: big\n\n" + BIG
+    assert bytes(one.message) == bytes(found.message)
+    born = entry("b@y.example")
+    born.message = found.message.copy()
+    await end(store, found, "delivered", births=[born])
+    (forwarded,) = await claim(store, clock.time())
+    assert bytes(forwarded.message) == b"Subject: big\n\n" + BIG
+    await end(store, forwarded, "delivered")
+    if isinstance(forwarded.message.body, FileBody):
+        assert not forwarded.message.body.path.exists()
+
+
+async def test_concurrent_adds_are_all_there(store, entry, clock):
+    await asyncio.gather(*(store.add(entry(f"r{i}@x.example")) for i in range(200)))
+    found = await claim(store, clock.time())
+    assert len({one.id for one in found}) == 200
+    await store.finish(
+        [Finish(one, [replace(r, state="delivered") for r in one.recipients]) for one in found]
+    )
+    assert await store.list(Filter()) == []
+    assert await store.next_due() is None
