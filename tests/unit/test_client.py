@@ -317,6 +317,12 @@ async def test_a_reply_too_many_is_never_taken_for_the_next_one(step):
     assert host.contents == []
 
 
+async def test_a_refusal_is_not_pinned_on_the_wrong_command():
+    async with ScriptedHost({"MAIL": "250 ok\r\n250 early", "RCPT": "550 5.1.1 no"}) as host:
+        [verdict] = await offer(host)
+    assert (verdict.result, verdict.text) == ("deferred", "it spoke out of turn")
+
+
 # Extensions
 
 
