@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypeVar
 
+from gateway.options import Block
 from gateway.units import Duration
 
 if TYPE_CHECKING:
@@ -31,13 +32,11 @@ else:
 T = TypeVar("T")
 
 
-class Section(BaseModel):
+class Section(Block):
     """Settings of a plugin: subclass it as `Settings`, one field an option, `#:` comments above each.
 
     The keys below are every plugin's; a subclass may not redefine them.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     #: Run this plugin; false takes it out of the chain.
     enabled: bool = True
