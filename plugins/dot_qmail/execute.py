@@ -209,10 +209,13 @@ class _Run:
     @cached_property
     def stdin(self) -> int:
         """The message as a file that programs can only read; they share its position, as under qmail."""
-        with tempfile.NamedTemporaryFile() as written:
-            written.writelines(self.job.message.chunks())
-            written.flush()
-            return self.stack.enter_context(Path(written.name).open("rb")).fileno()
+        try:
+            with tempfile.NamedTemporaryFile() as written:
+                written.writelines(self.job.message.chunks())
+                written.flush()
+                return self.stack.enter_context(Path(written.name).open("rb")).fileno()
+        except OSError as error:
+            raise DeliveryError("4.3.0", "the message cannot be copied for a program") from error
 
     def counts(self) -> tuple[int, int, int]:
         kinds = [action.kind for action in self.result.actions]

@@ -204,6 +204,13 @@ async def test_each_program_has_the_message_from_its_start_and_cannot_write_it(s
     assert (home / "two").read_bytes() == MAIL
 
 
+async def test_no_room_for_the_copy_of_a_program_defers(site, monkeypatch, tmp_path):
+    home = site.home(_a="|touch ran\n")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    assert (await site.deliver("a@example.org")).result == "deferred"
+    assert not (home / "ran").exists()
+
+
 async def test_a_program_inherits_no_descriptors(site):
     home = site.home(_a="|ls /proc/self/fd >fds\n")
     reading, writing = os.pipe()
