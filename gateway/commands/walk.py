@@ -129,9 +129,19 @@ class Walk:
         if answer.value is not None:
             text = "yes" if answer.value else "no: 550 5.1.1 at RCPT, or a bounce"
             self._note("exists", answer, text, silent=(), end=not answer.value)
+        if answer.value:
+            await self._explain(plugin, recipient)
+
+    async def _explain(self, plugin: str, recipient: Recipient) -> None:
+        """Ask a deliver plugin what it would do, if it is one that can tell (`explain(recipient)`)."""
         explain = getattr(self.assembly.generation.plugins[plugin].instance, "explain", None)
-        for line in await explain(recipient) if explain and answer.value else ():
-            self.said.append(Said("deliver", plugin, line))
+        if explain is None:
+            return
+        try:
+            lines = await explain(recipient)
+        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is what it says
+            lines = [f"failed: {error}"]
+        self.said += [Said("deliver", plugin, line) for line in lines]
 
     def _note(
         self,

@@ -68,6 +68,31 @@ class DotQmail(Plugin[Settings]):
         """Deliver to each recipient, and say what is to be forwarded."""
         return list(await asyncio.gather(*(self._deliver(delivery, one) for one in delivery.recipients)))
 
+    async def explain(self, recipient: Recipient) -> list[str]:
+        """Say which file and lines would take this mail, for `mailward address`; raises on doubt."""
+        local, host = _split(recipient.address)
+        account, fallback = await self._account(recipient.address), self._fallback(recipient)
+        if account is None or not local:
+            return [f"forward {fallback}" if fallback else "nobody takes it"]
+        job = Job(
+            account=account,
+            local=local,
+            host=host,
+            sender="",
+            message=Message(b""),
+            default_delivery=self.settings.default_delivery,
+            limits=Limits(self.settings.program_time, threading.Event()),
+            name="",
+            birth=0.0,
+            now=self.clock.time(),
+            fallback=fallback,
+            dry_run=True,
+        )
+        result = await self._in_thread(lambda: perform(job))
+        where = result.control or "default_delivery"
+        lines = [f"{where}:{one.line}: {one.kind} {one.text}" for one in result.actions]
+        return lines if result.result == "delivered" else [*lines, f"{where}: {result.text}"]
+
     @hookimpl
     def shutdown(self) -> None:
         """Let the threads end."""
