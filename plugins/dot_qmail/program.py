@@ -97,7 +97,8 @@ def _wait(process: subprocess.Popen[bytes], limits: Limits) -> bytes:
             selector.register(pipe, selectors.EVENT_READ)
             selector.register(ended, selectors.EVENT_READ)
             while True:
-                ready = {key.fd for key, _ in selector.select(CALLED_OFF)}
+                pause = min(CALLED_OFF, max(deadline - time.monotonic(), 0))
+                ready = {key.fd for key, _ in selector.select(pause)}
                 if pipe in ready and not _read(pipe, kept):
                     selector.unregister(pipe)
                 if ended in ready:

@@ -1,5 +1,6 @@
 """Local delivery through the chain: from a recipient to files in a home."""
 
+import asyncio
 import fcntl
 import mailbox
 import os
@@ -65,6 +66,13 @@ class Site:
 @pytest.fixture
 def site(tmp_path):
     return Site(tmp_path)
+
+
+async def until(ready):
+    """Wait for something that a thread or a program does."""
+    while not (found := ready()):  # noqa: ASYNC110 - the world outside sets no event
+        await asyncio.sleep(0.02)
+    return found
 
 
 def new(maildir):
@@ -236,6 +244,15 @@ async def test_a_program_that_hangs_is_ended_with_its_children(tmp_path):
     child = int((home / "child").read_text())
     state = Path(f"/proc/{child}/stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+async def test_a_delivery_that_is_called_off_ends_its_program(site):
+    home = site.home(_a="|echo $$ >pid; exec sleep 600\n")
+    task = asyncio.ensure_future(site.deliver("a@example.org"))
+    pid = await until(lambda: (home / "pid").exists() and (home / "pid").read_text().strip())
+    task.cancel()
+    await asyncio.wait([task])
+    await until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 async def test_a_child_in_the_background_does_not_hold_the_delivery(site):
