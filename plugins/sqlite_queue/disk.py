@@ -51,8 +51,6 @@ def connect(path: Path, schema: str) -> apsw.Connection:
     try:
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         connection.set_busy_timeout(10_000)
-        connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
-        connection.wal_autocheckpoint(_LOG_PAGES)
         faults = [text for (text,) in connection.execute("PRAGMA quick_check") if text != "ok"]
         version = connection.pragma("user_version")
     except (apsw.CorruptError, apsw.NotADBError, apsw.FormatError) as error:

@@ -104,7 +104,7 @@ class Run:
         await self.queue.add(entry)
         await self.dispatcher.start()
         async with asyncio.timeout(10):
-            while len(self.deliveries) < len(addresses) or self.dispatcher._held:
+            while len(self.deliveries) < len(addresses) or self.dispatcher._held:  # noqa: ASYNC110 - no event says "idle"
                 await asyncio.sleep(0)
         await self.dispatcher.stop()
         left = await self.queue.get(entry.id)

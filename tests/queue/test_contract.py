@@ -33,7 +33,7 @@ async def states(store, entry):
     return [one.state for one in found.recipients] if found else None
 
 
-async def test_what_was_added_comes_back_whole(store, entry, clock):
+async def test_what_was_added_comes_back_whole(store, entry):
     one = entry(
         "R@Local.Example",
         sender="",
@@ -73,7 +73,7 @@ async def test_addresses_are_bytes(store, entry, clock, raw):
     assert len(await store.list(Filter(recipient=address))) == 2
 
 
-@pytest.mark.parametrize(("move", "operation"), MOVES.items(), ids=lambda x: str(x))
+@pytest.mark.parametrize(("move", "operation"), MOVES.items(), ids=str)
 async def test_moves(store, entry, clock, move, operation):
     before, after = move
     one = entry(

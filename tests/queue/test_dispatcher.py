@@ -46,10 +46,7 @@ class Rig:
 
     @property
     def chain(self):
-        steps = {
-            name: [Step("box", call, 30.0, False, False, False)]
-            for name, call in self.hooks.items()
-        }
+        steps = {name: [Step("box", call, 30.0, False, False, False)] for name, call in self.hooks.items()}
         return Chain(SPECS, steps, self.emit)
 
     def emit(self, event):
@@ -73,7 +70,13 @@ class Rig:
         recipients = [EntryRecipient(i, one, "held") for i, one in enumerate(transaction.recipients)]
         now = self.clock.time()
         born = Entry(
-            transaction.id, transaction.sender, message, recipients, now, transaction.origin, transaction.parent
+            transaction.id,
+            transaction.sender,
+            message,
+            recipients,
+            now,
+            transaction.origin,
+            transaction.parent,
         )
         return born, Accept()
 
@@ -89,7 +92,7 @@ class Rig:
         async with asyncio.timeout(5):
             for _ in range(20):
                 await asyncio.sleep(0)
-            while self.dispatcher._held if until is None else not until():
+            while self.dispatcher._held if until is None else not until():  # noqa: ASYNC110 - no event says "idle"
                 await asyncio.sleep(0)
 
     def told(self, name):
@@ -124,7 +127,12 @@ async def test_deferred_mail_is_tried_again_when_retry_says(rig, entry, clock):
     one = entry()
     await rig.run(one)
     (kept,) = (await rig.store.get(one.id)).recipients
-    assert (kept.state, kept.due, kept.attempts, kept.report) == ("queued", clock.time() + 400, 1, "not now\n")
+    assert (kept.state, kept.due, kept.attempts, kept.report) == (
+        "queued",
+        clock.time() + 400,
+        1,
+        "not now\n",
+    )
     assert rig.told("delivery.deferred")[0].next == clock.time() + 400
     assert kept.route == LOCAL
 
@@ -137,7 +145,7 @@ async def test_an_hour_when_retry_says_nothing_of_use(rig, entry, clock, answer)
     assert await rig.store.next_due() == clock.time() + 3600
 
 
-async def test_a_due_time_in_the_past_does_not_spin(rig, entry, clock):
+async def test_a_due_time_in_the_past_does_not_spin(rig, entry):
     rig.answers["r@local.example"] = ["deferred"]
     rig.hooks["retry"] = lambda _delivery, _outcome: 0.0
     await rig.run(entry())
@@ -275,7 +283,11 @@ async def test_births_of_a_delivery_are_stored_with_it(rig, entry):
     one = entry()
     await rig.run(one)
     (born,) = await rig.born()
-    assert (born.parent, born.origin, born.recipients[0].recipient.address) == (one.id, "forward", "f@y.example")
+    assert (born.parent, born.origin, born.recipients[0].recipient.address) == (
+        one.id,
+        "forward",
+        "f@y.example",
+    )
 
 
 @pytest.mark.parametrize(
@@ -330,7 +342,10 @@ async def test_a_fan_out_is_stored_before_the_first_attempt(rig, entry):
     def rewrite(recipient):
         if recipient.address != "all@x.example":
             return None
-        return [recipient.at("a@x.example", claimed="aliases"), recipient.at("b@x.example", claimed="aliases")]
+        return [
+            recipient.at("a@x.example", claimed="aliases"),
+            recipient.at("b@x.example", claimed="aliases"),
+        ]
 
     stored = []
 
