@@ -48,6 +48,12 @@ def load(conf: Path | None) -> Configuration:
     return Configuration.load(folder, Path.cwd() if folder.resolve() == demo_folder().resolve() else None)
 
 
+def program() -> str:
+    """Name this program as the person at the terminal would type it."""
+    path = Path(sys.argv[0])
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def print_json(rows: Iterable[Any]) -> None:
     """Print one object per line."""
     for row in rows:
@@ -63,10 +69,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         return
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(*(Column(name, overflow="fold") for name in columns), box=box.SIMPLE_HEAD, pad_edge=False)
     for row in cells:
         table.add_row(*map(Text, row))
     Console().print(table)
