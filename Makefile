@@ -41,7 +41,7 @@ prerequisites:
 	|| { echo "As root the gateway runs as nobody, who cannot read $(CURDIR): move the checkout, e.g. to /srv"; exit 1; }
 
 .venv/installed: pyproject.toml | prerequisites
-	@$(if $(AS_NOBODY),echo "You are root: the gateway will run as nobody, with $(PYTHON) and ./var as its own.")
+	@test -z "$(AS_NOBODY)" || echo "You are root: the gateway will run as nobody, by $(PYTHON), and own ./var."
 	umask 022; test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	umask 022; .venv/bin/pip install --quiet --disable-pip-version-check -e .
 	@touch $@

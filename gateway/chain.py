@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from gateway.hookspecs import Hook, Spec
 
 R = TypeVar("R")
-#: A whole stage may wait this long, however many plugins it has.
-STAGE_DEADLINE = 120.0
 #: Facts that wait for observers; past it the newest are dropped and counted.
 OBSERVER_BACKLOG = 10_000
 #: A plugin that swallows its cancellation is cancelled again this often, in seconds.
@@ -177,7 +175,7 @@ class Chain:
         try:
             value = step.call(*given)
             if type(value) is CoroutineType or hasattr(value, "__await__"):
-                value, took = await _first_step(value, min(step.deadline, STAGE_DEADLINE - waited))
+                value, took = await _first_step(value, min(step.deadline, spec.longest - waited))
                 waited += took
             _check(spec, value)
         except TimeoutError as error:

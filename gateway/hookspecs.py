@@ -66,18 +66,25 @@ class Spec:
     order: tuple[str | EllipsisType, ...] = (...,)
     #: Names of the classes that a plugin may answer with.
     answers: frozenset[str] = frozenset()
+    #: The longest that the whole stage may wait, in seconds.
+    longest: float = 120.0
     #: `on_error: skip` and `dry_run` are refused: silence or absence here must never open a door.
     strict: bool = False
 
 
 def _stage(
-    kind: Kind, silence: str, order: tuple[str | EllipsisType, ...] = (...,), *, strict: bool = False
+    kind: Kind,
+    silence: str,
+    order: tuple[str | EllipsisType, ...] = (...,),
+    *,
+    longest: float = 120.0,
+    strict: bool = False,
 ) -> Callable[[Callable[Concatenate[Any, P], R]], Hook[R]]:
     def mark(function: Callable[Concatenate[Any, P], R]) -> Hook[R]:
         code = function.__code__
         arguments = code.co_varnames[1 : code.co_argcount]
         answers = _class_names(function.__annotations__["return"])
-        spec = Spec(function.__name__, kind, silence, arguments, order, answers, strict)
+        spec = Spec(function.__name__, kind, silence, arguments, order, answers, longest, strict)
         function.spec = spec  # type: ignore[attr-defined]
         return hookspec(function)  # type: ignore[return-value]
 
@@ -180,10 +187,12 @@ class Stages:
     def outgoing(self, delivery: Delivery, message: Message) -> Message | None:
         """Edit the copy that this attempt sends."""
 
-    @_stage("provide", "defer, loudly")
+    @_stage("provide", "defer, loudly", longest=86400.0)
     def deliver(self, delivery: Delivery) -> list[Outcome] | None:
         """Try to deliver; one Outcome for each recipient. Asked of the plugin that the route names.
 
+        `deadline` does not count here: a program or a slow host may take long, and a delivery that is cut
+        off behind its last byte is made twice. The plugin has bounds of its own.
         Replaces qmail-lspawn with qmail-local, and qmail-rspawn with qmail-remote.
         """
 

@@ -442,7 +442,7 @@ def _step(spec: Spec, impl: HookImpl, plugin: Running) -> Step:
     return Step(
         plugin.found.stem,
         _adapted(function, impl.argnames, spec.arguments),
-        settings.deadline,
+        spec.longest if spec.name == "deliver" else settings.deadline,
         settings.on_error == "skip" and not spec.strict,
         settings.dry_run,
         edits,
