@@ -98,6 +98,14 @@ def _damaged(path: Path, fault: str) -> QueueDamaged:
     )
 
 
+def free(connection: apsw.Connection, folder: Path) -> int:
+    """Give the bytes that may still be written: on the disk, and where SQLite's own files have holes."""
+    found = os.statvfs(folder)
+    holes = connection.pragma("freelist_count") * connection.pragma("page_size")
+    log = folder / "queue.db-wal"
+    return found.f_bavail * found.f_frsize + int(holes) + (log.stat().st_size if log.exists() else 0)
+
+
 def sync(path: Path) -> None:
     """Put a file, or the names in a folder, on stable storage."""
     number = os.open(path, os.O_RDONLY)

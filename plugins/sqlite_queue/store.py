@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from gateway import Address, FileBody
-from gateway.queue import Queue, Rest, Stats, lane
+from gateway.queue import Queue, QueueFull, Rest, Stats, lane
 
 from . import disk
 from .fresh import Fresh
@@ -28,6 +29,9 @@ R = TypeVar("R")
 
 #: Recipients that one transaction may add, so that a list post does not hold up the others.
 BATCH = 1000
+#: Bytes of the disk that new mail leaves free: without them the ends of deliveries could not be stored, and
+#: a queue that has filled its disk would never get smaller.
+RESERVE = 32 * 1024 * 1024
 
 
 class SqliteQueue(Queue):
@@ -44,6 +48,7 @@ class SqliteQueue(Queue):
         self._sole: set[str] = set()
         #: Before this time the file has nothing to claim.
         self._next = 0.0
+        self._free, self._looked = 0, -math.inf
 
     async def open(self) -> None:
         """Take the lock, check the file, sweep, and start the threads."""
@@ -63,6 +68,7 @@ class SqliteQueue(Queue):
                 self._shard.sweep()
             disk.sweep_files(self.folder, self._shard.files())
             self._reader = Shard(disk.read_only(path), self._bodies)
+            self._free, self._looked = disk.free(connection, self.folder), time.monotonic()
         except Exception as error:
             self._unlock()
             raise translated(error) from error
@@ -83,6 +89,7 @@ class SqliteQueue(Queue):
     async def add(self, entry: Entry) -> None:
         """Commit an entry together with all others that wait. A cancelled caller does not stop the commit."""
         now = self._now()
+        await self._refuse_when_full(entry.message.size)
         if isinstance(entry.message.body, FileBody) or len(entry.recipients) > BATCH:
             await asyncio.shield(asyncio.create_task(self._add_large(entry, now)))
             return
@@ -93,6 +100,17 @@ class SqliteQueue(Queue):
         else:
             self._due(entry.recipients)
         await asyncio.shield(future)
+
+    async def _refuse_when_full(self, size: int) -> None:
+        """Look at the disk once a second at most, and count what is taken in between."""
+        now = time.monotonic()
+        if now - self._looked >= 1:
+            self._looked = now
+            self._free = await self._read(lambda shard: disk.free(shard.connection, self.folder))
+        self._free -= size
+        if self._free < RESERVE:
+            self._looked = -math.inf
+            raise QueueFull("no room is left for the queue")
 
     def _handed(self, entry: Entry, done: asyncio.Future[int]) -> None:
         if done.cancelled() or done.exception():

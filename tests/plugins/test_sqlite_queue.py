@@ -191,6 +191,21 @@ async def test_a_full_disk_refuses_and_recovers_by_itself(store):
     assert len(await store.list(Filter())) == 2
 
 
+async def test_new_mail_leaves_room_for_the_ends_of_deliveries(store, monkeypatch):
+    """Else a queue that has filled its disk could never get smaller."""
+    await store.add(entry())
+    disk, left = sys.modules["tested_sqlite_queue.disk"], [1_000_000]
+    monkeypatch.setattr(disk, "free", lambda *_: left[0])
+    store._looked = 0.0
+    with pytest.raises(QueueFull):
+        await store.add(entry())
+    (one,) = await store.claim(time.time(), 10, {}, 10)
+    one.recipients[0].state = "delivered"
+    await store.finish([Finish(one, one.recipients)])
+    left[0] = 10**9
+    await store.add(entry())
+
+
 async def test_one_bad_call_takes_no_other_with_it(store):
     good, bad = [entry() for _ in range(20)], entry()
     await store.add(bad)
