@@ -153,7 +153,9 @@ async def stored(queue):
 
 def match(expected, real):
     pairs = zip_longest(expected, real, fillvalue=None)
-    return [line if line is not None and matches(line, is_) else is_ for line, is_ in pairs if is_ is not None]
+    return [
+        line if line is not None and matches(line, is_) else is_ for line, is_ in pairs if is_ is not None
+    ]
 
 
 def matches(pattern, line):

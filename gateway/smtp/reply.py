@@ -95,6 +95,7 @@ HELP = Reply(214, "2.0.0", "HELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT")
 CANNOT_VERIFY = Reply(252, "2.0.0", "cannot verify, but will take mail for it")
 
 SHUTTING_DOWN = Reply(421, "4.3.2", "shutting down, try again later")
+NOT_READY = Reply(421, "4.3.0", "temporary failure, try again later")
 IDLE = Reply(421, "4.4.2", "waited too long for the client")
 SESSION_TOO_LONG = Reply(421, "4.4.2", "the session lasts too long")
 TOO_MANY_ERRORS = Reply(421, "4.7.0", "too many errors")

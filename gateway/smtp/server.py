@@ -183,7 +183,11 @@ class Connection(SMTP):
             self._server.forget(self)
 
     async def _converse(self) -> None:
-        self._say(await self._try("connect", self._greet()))
+        greeting = await self._try("connect", self._greet())
+        if greeting.refused and not self._reason:
+            # The plugins could not be asked: nobody gets past them.
+            greeting, self._reason = replies.NOT_READY, "error"
+        self._say(greeting)
         while not self._reason:
             line = self._lines.take()
             if line is None:

@@ -67,7 +67,13 @@ def test_content_comes_out_with_lf_and_without_stuffed_dots():
 
 def test_an_empty_message_is_a_message():
     text, content, rest = read([b".\r\nNOOP\r\n"])
-    assert (text, content.ended, content.malformed, content.octets, rest) == (b"", True, False, 0, b"NOOP\r\n")
+    assert (text, content.ended, content.malformed, content.octets, rest) == (
+        b"",
+        True,
+        False,
+        0,
+        b"NOOP\r\n",
+    )
 
 
 def test_nothing_has_ended_before_the_last_octet():
@@ -125,7 +131,9 @@ def test_a_malformed_message_gives_no_more_content():
 
 @given(
     st.lists(
-        st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"\0", b"x", b"Received: y", b"delivered", b"\r\n.\r\n"]),
+        st.sampled_from(
+            [b"\r\n", b"\r", b"\n", b".", b"\0", b"x", b"Received: y", b"delivered", b"\r\n.\r\n"]
+        ),
         max_size=30,
     ).map(b"".join),
     st.lists(st.integers(0, 120), max_size=8),
