@@ -1,6 +1,7 @@
 """Framing: command lines and DATA content, whatever the packets look like."""
 
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -49,7 +50,7 @@ def facts(pieces, *, normalise=False):
 
 def cut(raw, *places):
     places = sorted({0, *places, len(raw)})
-    return [raw[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [raw[a:b] for a, b in pairwise(places)]
 
 
 def stuffed(text):
