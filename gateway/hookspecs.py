@@ -86,7 +86,7 @@ def _stage(
         answers = _class_names(function.__annotations__["return"])
         spec = Spec(function.__name__, kind, silence, arguments, order, answers, longest, strict)
         function.spec = spec  # type: ignore[attr-defined]
-        return hookspec(function)  # type: ignore[return-value]
+        return hookspec(function)
 
     return mark
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.errors import ListenError
 
@@ -77,7 +77,7 @@ def _both_families(port: int) -> list[socket.socket]:
     return sockets
 
 
-def _tcp(family: int, address: tuple[str | int, ...]) -> socket.socket:
+def _tcp(family: int, address: tuple[Any, ...]) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     with contextlib.ExitStack() as undo:
         undo.callback(one.close)

@@ -9,7 +9,7 @@ from pydantic import Field
 from typing_extensions import TypeVar
 
 from gateway.options import Block
-from gateway.units import Duration
+from gateway.units import Duration  # noqa: TC001 - pydantic reads it at run time
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,8 @@ from gateway.decision import Accept, Defer, Discard, Disconnect, Hold, Reject
 from gateway.envelope import Entry, EntryRecipient, Recipient, Session, Transaction, new_id
 from gateway.errors import QueueError, QueueFull
 from gateway.hookspecs import Stages
-from gateway.message import Spool
+from gateway.message import FileBody, Spool
+from gateway.queue.birth import accepted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -157,6 +158,7 @@ class Reception:
         chain = self._chain_of(transaction.session)
         entry, decision = await self.admit(transaction, message, chain)
         if entry is None:
+            drop(message)
             if isinstance(decision, _REFUSALS):
                 self._refuse(transaction, decision)
             else:
@@ -259,6 +261,7 @@ class Reception:
             chain.tell(Stages.queued, entry)
             self._accepted()
             return Accept()
+        drop(entry.message)
         self._refuse(transaction, decision)
         return decision
 
@@ -301,6 +304,12 @@ class Reception:
         self._chain_of(session).emit(event)
 
 
+def drop(message: Message) -> None:
+    """Remove the file of a body that no queue has taken over."""
+    if isinstance(message.body, FileBody):
+        message.body.path.unlink(missing_ok=True)
+
+
 def about(session: Session | None) -> dict[str, Any]:
     """Give the fields that every event of a session has."""
     if session is None:
@@ -316,21 +325,6 @@ def about(session: Session | None) -> dict[str, Any]:
 def why(decision: Reject | Defer | Disconnect) -> dict[str, Any]:
     """Give the fields of a refusal."""
     return {"reason": decision.reason, "reply": f"{decision.status} {decision.text}"}
-
-
-def accepted(entry: Entry, *, recovered: bool = False) -> events.MessageAccepted:
-    """Make the event of an entry that is on stable storage."""
-    facts: dict[str, Any] = dict(entry.facts)
-    return events.MessageAccepted(
-        **facts,
-        message=entry.id,
-        parent=entry.parent,
-        sender=entry.sender,
-        recipients=len(entry.recipients),
-        size=entry.size,
-        origin=entry.origin,
-        recovered=recovered,
-    )
 
 
 def _session(transaction: Transaction) -> Session:

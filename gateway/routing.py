@@ -32,7 +32,9 @@ async def resolve(chain: Chain, recipient: Recipient) -> list[Routed]:
     rewritten = await chain.transform(Stages.rewrite, recipient)
     if rewritten.failed:
         return [Routed(recipient, None, failed=True, plugin=rewritten.plugin)]
-    targets = rewritten.value if isinstance(rewritten.value, list) else [rewritten.value]
+    targets: list[Recipient] = (
+        rewritten.value if isinstance(rewritten.value, list) else [rewritten.value or recipient]
+    )
     if len(targets) > LARGEST_EXPANSION:
         return [Routed(recipient, None, failed=True, plugin="rewrite")]
     return [await _routed(chain, target) for target in targets]

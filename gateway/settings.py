@@ -98,13 +98,14 @@ class Limits(Block):
     helo_required: bool = True
     #: Received fields in a message; one with more goes in circles and is refused with 554 5.4.6.
     hops: int = Field(default=100, gt=0)
-    #: Commands in one session that are unknown, wrong or out of order; then 421 and the end.
+    #: Commands in one session that are unknown or malformed; then 421 and the end.
     bad_commands: int = Field(default=20, gt=0)
     #: How long a client may be silent, for each read and each write; then 421 and the end.
     idle: Duration = Field(default=300.0, gt=0)
     #: How long one session may last; then its next command is told 421.
     session: Duration = Field(default=3600.0, gt=0)
-    #: A bare CR or LF in a message: refuse it with 550 5.5.2, or make each a line end.
+    #: A bare CR, bare LF or NUL in a message: refuse it with 550 5.5.2, or make
+    #: an LF a line end and the others a space.
     bare_newlines: Literal["refuse", "normalise"] = "refuse"
 
 

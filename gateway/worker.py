@@ -20,7 +20,8 @@ from gateway.loader import Loader
 from gateway.log import Log
 from gateway.plugin import Services, Site
 from gateway.queue import Dispatcher, Filter
-from gateway.reception import Reception, accepted
+from gateway.queue.birth import accepted
+from gateway.reception import Reception
 from gateway.services import Clock, Dns
 from gateway.settings import Settings
 from gateway.smtp import Server
@@ -109,11 +110,19 @@ class Worker:
             for one in listening:
                 one.close()
             server.closing = True
-        async with asyncio.timeout(GRACE):
-            await asyncio.gather(*(server.close_gently() for server, _ in self._servers.values()))
+        await self._dismiss()
         await self.reception.drain()
         self.journal.emit(events.GatewayStopped(reason=reason, seconds=round(time.time() - self.started, 3)))
         await self._stack.aclose()
+
+    async def _dismiss(self) -> None:
+        """Let commands under way come to their reply; who takes longer than GRACE is cut off, unanswered."""
+        try:
+            async with asyncio.timeout(GRACE):
+                await asyncio.gather(*(server.close_gently() for server, _ in self._servers.values()))
+        except TimeoutError:
+            for server, _ in self._servers.values():
+                server.abort()
 
     async def reload(self, actor: str = "") -> None:
         """Use a new reading of conf.d, all of it or none. Raises GatewayError; then the old one runs on."""

@@ -12,6 +12,7 @@ from gateway.decision import Defer, Reject
 from gateway.envelope import Delivery, Failure, Outcome, Recipient, Transaction, new_id
 from gateway.errors import JournalError, QueueError
 from gateway.hookspecs import Stages
+from gateway.queue.birth import accepted
 from gateway.queue.bounce import DOUBLE, plain_bounce
 from gateway.queue.store import ENDED, Finish, Rest
 
@@ -132,7 +133,7 @@ class Attempt:
             self._chain.emit(event)
         await self._patiently(lambda: self._store(finish))
         for birth in self._births:
-            self._chain.emit(_accepted(birth))
+            self._chain.emit(accepted(birth))
             self._chain.tell(Stages.queued, birth)
 
     async def _rest(self) -> Rest:
@@ -286,14 +287,3 @@ class Attempt:
 
 def _with_line_end(text: str) -> str:
     return text if not text or text.endswith("\n") else f"{text}\n"
-
-
-def _accepted(entry: Entry) -> events.MessageAccepted:
-    return events.MessageAccepted(
-        message=entry.id,
-        parent=entry.parent,
-        sender=entry.sender,
-        recipients=len(entry.recipients),
-        size=entry.size,
-        origin=entry.origin,
-    )

@@ -181,8 +181,7 @@ class Dispatcher:
     async def _route(self, entry: Entry) -> None:
         """Rewrite and route what was never routed. What becomes several is claimed anew."""
         chain = self._chain()
-        kept = []
-        for one in entry.recipients:
+        for one in list(entry.recipients):
             found = [] if one.route else await resolve(chain, one.recipient)
             if len(found) > 1:
                 await self._split(chain, entry, one, found)
@@ -190,8 +189,6 @@ class Dispatcher:
             if found and found[0].route:
                 self._tell_rewritten(chain, entry, one, found)
                 one.recipient, one.route = found[0].recipient, found[0].route
-            kept.append(one)
-        entry.recipients = kept
 
     async def _split(self, chain: Chain, entry: Entry, one: EntryRecipient, found: list[Routed]) -> None:
         """Store a fan-out before any attempt, so that a crash does not repeat a part of it."""
@@ -203,6 +200,7 @@ class Dispatcher:
             for routed in found
         ]
         await self._store.split(entry, one.number, several)
+        entry.recipients = [other for other in entry.recipients if other is not one]
         self._let_go(entry, [one])
 
     def _tell_rewritten(

@@ -197,5 +197,8 @@ class Queue(ABC):
 
 
 def lane(entry: Entry, recipient: EntryRecipient) -> str:
-    """Name the lane of a recipient: who sends, and to which domain. Fairness is between lanes."""
-    return f"{entry.sender}\0{recipient.recipient.address.domain}"
+    """Name the lane of a recipient: who sends, and to which domain. Fairness is between lanes.
+
+    The domain is the one that the sender wrote, so that `rewrite` moves nobody to another lane.
+    """
+    return f"{entry.sender}\0{recipient.recipient.original.domain}"

@@ -7,25 +7,24 @@ is taken, and hears of the refusals that are made here, so that each is an event
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import math
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from aiosmtpd.smtp import SMTP
 
-from gateway.address import parse_path
 from gateway.envelope import Client
-from gateway.errors import AddressError, MessageTooBig, QueueFull
+from gateway.errors import MessageTooBig, QueueFull
 from gateway.smtp import reply as replies
 from gateway.smtp.framing import BadLine, CommandLines, Content
+from gateway.smtp.parameters import MAIL_PARAMETERS, RCPT_PARAMETERS, Refused, check_utf8, parse_argument
 from gateway.smtp.reply import Reply, answer, closes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
-    from gateway.address import Address
     from gateway.decision import Decision
     from gateway.envelope import Session, Transaction
     from gateway.message import Spool
@@ -46,15 +45,6 @@ class Command(NamedTuple):
     needs: str
     argument: bool | None
     act: Callable[[Connection, str], Awaitable[Reply]]
-
-
-class _Refused(Exception):
-    """The server itself says no."""
-
-    def __init__(self, reply: Reply, reason: str) -> None:
-        super().__init__(reply, reason)
-        self.reply = reply
-        self.reason = reason
 
 
 class _Gone(Exception):
@@ -96,6 +86,12 @@ class Server:
         while self.connections:
             self._empty.clear()
             await self._empty.wait()
+
+    def abort(self) -> None:
+        """Cut off whoever is still there."""
+        for connection in list(self.connections):
+            if isinstance(connection.transport, asyncio.WriteTransport):
+                connection.transport.abort()
 
     def forget(self, connection: Connection) -> None:
         """Drop a connection that is over."""
@@ -179,7 +175,7 @@ class Connection(SMTP):
             self._timer.cancel()
             self._reset()
             self._reception.disconnect(self._session, self._reason or "lost")
-            self._hang_up()
+            await self._hang_up()
             self._server.forget(self)
 
     async def _converse(self) -> None:
@@ -242,15 +238,25 @@ class Connection(SMTP):
             return
         self._timer = self.loop.call_at(until, self._look_at_the_clock)
 
-    def _hang_up(self) -> None:
+    async def _hang_up(self) -> None:
         if self._farewell is not None:
             self._say(self._farewell)
         if self._replies:
             self._writer.write(bytes(self._replies))
+            if self._reason in _SENT_AWAY:
+                await self._linger()
         self._writer.close()
         if self._writer.transport.get_write_buffer_size():
             # A client that reads nothing must not hold the connection.
             self.loop.call_later(self._limits.idle, self._writer.transport.abort)
+
+    async def _linger(self) -> None:
+        """Read what the client had already sent: to close with bytes unread would take our reply from it."""
+        with contextlib.suppress(OSError, RuntimeError, TimeoutError):
+            self._writer.write_eof()
+            async with asyncio.timeout(_LINGER):
+                while await self._reader.read(BLOCK):
+                    pass
 
     async def _obey(self, line: bytes | BadLine) -> Reply:
         """Do one command."""
@@ -281,7 +287,7 @@ class Connection(SMTP):
         """Run a command; whatever it raises, the client hears a plain reply and the log the rest."""
         try:
             return await act
-        except _Refused as refused:
+        except Refused as refused:
             return self._refuse(stage, refused.reply, refused.reason)
         except _Gone:
             raise
@@ -334,7 +340,7 @@ class Connection(SMTP):
 
     async def _hello(self, name: str, accepted: Reply, *, extended: bool) -> Reply:
         if not name.isascii() or not name.isprintable() or len(name) > _LONGEST_HELO:
-            raise _Refused(replies.BAD_HELO, "syntax")
+            raise Refused(replies.BAD_HELO, "syntax")
         self._reset()
         decision = await self._reception.helo(self._session, name, extended=extended)
         return self._reply(decision, "helo", accepted)
@@ -342,11 +348,11 @@ class Connection(SMTP):
     async def mail(self, argument: str) -> Reply:
         """Begin a transaction."""
         if self._transaction is not None:
-            raise _Refused(replies.NESTED_MAIL, "sequence")
-        sender, params = _path(argument, "FROM", "5.1.7", _MAIL_PARAMETERS)
-        _check_utf8(sender, params)
+            raise Refused(replies.NESTED_MAIL, "sequence")
+        sender, params = parse_argument(argument, "FROM", "5.1.7", MAIL_PARAMETERS)
+        check_utf8(sender, params)
         if int(params.get("SIZE", 0)) > self._message_size() > 0:
-            raise _Refused(replies.TOO_BIG, "message_size")
+            raise Refused(replies.TOO_BIG, "message_size")
         self._utf8 = "SMTPUTF8" in params
         transaction, decision = await self._reception.mail(self._session, sender, params)
         reply = self._reply(decision, "mail", replies.SENDER_OK)
@@ -361,10 +367,10 @@ class Connection(SMTP):
         if self._recipients >= self._limits.recipients:
             self._reception.refused(transaction, "limit", replies.TOO_MANY_RECIPIENTS, "recipients")
             return replies.TOO_MANY_RECIPIENTS
-        address, params = _path(argument, "TO", "5.1.3", _RCPT_PARAMETERS)
+        address, params = parse_argument(argument, "TO", "5.1.3", RCPT_PARAMETERS)
         if not address:
-            raise _Refused(replies.NULL_RECIPIENT, "syntax")
-        _check_utf8(address, transaction.params)
+            raise Refused(replies.NULL_RECIPIENT, "syntax")
+        check_utf8(address, transaction.params)
         decision = await self._reception.rcpt(transaction, address, params)
         reply = self._reply(decision, "rcpt", replies.RECIPIENT_OK)
         self._recipients += not reply.refused
@@ -374,7 +380,7 @@ class Connection(SMTP):
         """Take a message."""
         transaction = self._begun()
         if not self._recipients:
-            raise _Refused(replies.NO_RECIPIENT, "sequence")
+            raise Refused(replies.NO_RECIPIENT, "sequence")
         try:
             reply = await self._take(transaction)
             if not reply.refused:
@@ -426,7 +432,7 @@ class Connection(SMTP):
     def _begun(self) -> Transaction:
         """Give the transaction; the command table has seen to it that there is one."""
         if self._transaction is None:
-            raise _Refused(replies.NO_MAIL, "sequence")
+            raise Refused(replies.NO_MAIL, "sequence")
         return self._transaction
 
     async def rset(self, _: str) -> Reply:
@@ -450,7 +456,7 @@ def _always(reply: Reply) -> Callable[[Connection, str], Awaitable[Reply]]:
 
 
 async def _not_implemented(_: Connection, __: str) -> Reply:
-    raise _Refused(replies.NOT_IMPLEMENTED, "not_implemented")
+    raise Refused(replies.NOT_IMPLEMENTED, "not_implemented")
 
 
 #: verb -> what must be there before it, its argument (needed, forbidden or free), what it does.
@@ -472,48 +478,14 @@ COMMANDS = {
     b"STARTTLS": Command("", None, _not_implemented),
 }
 _EXTENSIONS = ("8BITMIME", "ENHANCEDSTATUSCODES", "SMTPUTF8")
-_MAIL_PARAMETERS = {
-    "SIZE": re.compile(r"[0-9]{1,20}"),
-    "BODY": re.compile(r"7BIT|8BITMIME", re.IGNORECASE),
-    "SMTPUTF8": re.compile(r""),
-}
-_RCPT_PARAMETERS: dict[str, re.Pattern[str]] = {}
 _BAD_LINES = {BadLine.TOO_LONG: replies.LINE_TOO_LONG, BadLine.MALFORMED: replies.MALFORMED_LINE}
 #: Codes that a client that keeps to the protocol never gets; 503 it may, when it pipelines.
 _BROKEN = {500, 501, 502, 555}
 _LONGEST_HELO = 255
-
-
-def _path(
-    argument: str, keyword: str, status: str, known: Mapping[str, re.Pattern[str]]
-) -> tuple[Address, dict[str, str]]:
-    """Parse the argument of MAIL or RCPT; parameter names in upper case, values as sent."""
-    try:
-        address, rest = parse_path(argument, keyword)
-    except AddressError as error:
-        raise _Refused(Reply(501, status, str(error)), "syntax") from None
-    params: dict[str, str] = {}
-    for word in rest.split():
-        name, _, value = word.partition("=")
-        name = name.upper()
-        if name not in known:
-            raise _Refused(replies.UNKNOWN_PARAMETER, "parameter")
-        if name in params or not known[name].fullmatch(value):
-            raise _Refused(replies.BAD_PARAMETER, "parameter")
-        params[name] = value
-    return address, params
-
-
-def _check_utf8(address: Address, params: Mapping[str, str]) -> None:
-    """Refuse what is neither ASCII nor UTF-8 that was announced (RFC 6531 section 3.4)."""
-    if address.isascii():
-        return
-    try:
-        address.encode()
-    except UnicodeEncodeError:
-        raise _Refused(replies.NOT_UTF8, "syntax") from None
-    if "SMTPUTF8" not in params:
-        raise _Refused(replies.NEEDS_SMTPUTF8, "smtputf8")
+#: Reasons for which we end a session while the client may still be sending.
+_SENT_AWAY = {"disconnected", "limit", "error"}
+#: How long it may go on sending then, in seconds.
+_LINGER = 2.0
 
 
 def _store(spool: Spool, text: bytes) -> tuple[Reply, str] | None:

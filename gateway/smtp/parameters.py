@@ -1,0 +1,65 @@
+"""The arguments of MAIL and RCPT: the path and its ESMTP parameters. Pure: no IO."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from gateway.address import parse_path
+from gateway.errors import AddressError
+from gateway.smtp import reply as replies
+from gateway.smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.address import Address
+
+#: name -> what its value must be.
+MAIL_PARAMETERS = {
+    "SIZE": re.compile(r"[0-9]{1,20}"),
+    "BODY": re.compile(r"7BIT|8BITMIME", re.IGNORECASE),
+    "SMTPUTF8": re.compile(r""),
+}
+RCPT_PARAMETERS: dict[str, re.Pattern[str]] = {}
+
+
+class Refused(Exception):
+    """The server itself says no."""
+
+    def __init__(self, reply: Reply, reason: str) -> None:
+        super().__init__(reply, reason)
+        self.reply = reply
+        self.reason = reason
+
+
+def parse_argument(
+    argument: str, keyword: str, status: str, known: Mapping[str, re.Pattern[str]]
+) -> tuple[Address, dict[str, str]]:
+    """Parse the argument of MAIL or RCPT; parameter names in upper case, values as sent. Raises Refused."""
+    try:
+        address, rest = parse_path(argument, keyword)
+    except AddressError as error:
+        raise Refused(Reply(501, status, str(error)), "syntax") from None
+    params: dict[str, str] = {}
+    for word in rest.split():
+        name, _, value = word.partition("=")
+        name = name.upper()
+        if name not in known:
+            raise Refused(replies.UNKNOWN_PARAMETER, "parameter")
+        if name in params or not known[name].fullmatch(value):
+            raise Refused(replies.BAD_PARAMETER, "parameter")
+        params[name] = value
+    return address, params
+
+
+def check_utf8(address: Address, params: Mapping[str, str]) -> None:
+    """Refuse what is neither ASCII nor UTF-8 that was announced (RFC 6531 section 3.4). Raises Refused."""
+    if address.isascii():
+        return
+    try:
+        address.encode()
+    except UnicodeEncodeError:
+        raise Refused(replies.NOT_UTF8, "syntax") from None
+    if "SMTPUTF8" not in params:
+        raise Refused(replies.NEEDS_SMTPUTF8, "smtputf8")
