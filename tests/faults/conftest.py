@@ -1,0 +1,155 @@
+"""A real gateway in a process of its own, which a test may kill and start again on the same state."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from gateway.control import call
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+#: Root's tests run the gateway as nobody, as `mailward run` itself would.
+OWNER = os.geteuid() or 65534
+CONF = """\
+gateway: {{hostname: mail.example.org, state: var, postmaster: box@example.org}}
+listeners:
+  - {{name: mx, protocol: smtp, address: "127.0.0.1:{port}"}}
+limits: {{sessions_per_client: 200}}
+relay_control: {{clients: [127.0.0.1]}}
+rcpthosts: {{domains: [example.org]}}
+virtual_domains: {{domains: {{example.org: abc}}}}
+accounts: {{system: false, virtual: {{abc: {{home: home}}}}}}
+remote: {{routes: {{"": "127.0.0.1:{sink}"}}}}
+"""
+
+
+def free_port():
+    """Find a port that stays ours while nobody listens: below those that the kernel gives to clients."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+
+
+class Gateway:
+    """One site: its folder, its process, and what became of its mail."""
+
+    def __init__(self, base):
+        self.base = base
+        self.port = free_port()
+        self.process = None
+        (base / "conf.d").mkdir()
+        self.home(default="./Maildir/\n")
+
+    @property
+    def state(self):
+        return self.base / "var"
+
+    @property
+    def maildir(self):
+        return self.base / "home" / "Maildir"
+
+    def configure(self, sink=1, more=""):
+        (self.base / "conf.d" / "site.yaml").write_text(CONF.format(port=self.port, sink=sink) + more)
+
+    def home(self, **files):
+        for part in ("tmp", "new", "cur"):
+            (self.maildir / part).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (self.base / "home" / f".qmail-{name}").write_text(text)
+        self.own()
+
+    def own(self):
+        """Give all that is here to the gateway's user."""
+        if not os.geteuid():
+            for path in (self.base, *self.base.rglob("*")):
+                os.chown(path, OWNER, OWNER)
+
+    def command(self, *words):
+        return [sys.executable, "-m", "gateway.commands", *words, "--conf", str(self.base / "conf.d")]
+
+    def rights(self):
+        """Say who the process is to be."""
+        return {} if os.geteuid() else {"user": OWNER, "group": OWNER, "extra_groups": []}
+
+    async def start(self):
+        """Start the process; it serves when this returns."""
+        self.process = await asyncio.create_subprocess_exec(
+            *self.command("run"),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=self.base,
+            env=_environment(),
+            **self.rights(),
+        )
+        line = await asyncio.wait_for(self.process.stdout.readline(), 20)
+        assert b"serves" in line, f"it did not start: {line!r}"
+
+    async def kill(self):
+        """End it as a power cut ends it for everybody else."""
+        self.process.kill()
+        await self.process.wait()
+
+    async def stop(self):
+        """End it gently; gives the exit code."""
+        self.process.terminate()
+        return await asyncio.wait_for(self.process.wait(), 40)
+
+    def refused(self):
+        """Run it where it should not start; gives exit code and what it said."""
+        ended = subprocess.run(
+            self.command("run"),
+            capture_output=True,
+            text=True,
+            cwd=self.base,
+            env=_environment(),
+            timeout=20,
+            **self.rights(),
+        )
+        return ended.returncode, ended.stdout + ended.stderr
+
+    def ask(self, name, **arguments):
+        return list(call(self.state, name, **arguments))
+
+    async def empty(self, seconds=30):
+        """Wait until nothing is in the queue."""
+        async with asyncio.timeout(seconds):
+            while await asyncio.to_thread(self.ask, "queue.stats"):
+                await asyncio.sleep(0.05)
+
+    def events(self):
+        """Give all events of the journal, in the order in which they were written."""
+        segments = sorted((self.state / "journal" / "shard-0").glob("*.jsonl"))
+        return [json.loads(line) for path in segments for line in path.read_bytes().splitlines()]
+
+    def delivered(self):
+        """Give the content of every file in the Maildir."""
+        return [path.read_bytes() for path in (self.maildir / "new").iterdir()]
+
+
+def _environment():
+    return {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture
+async def gateway():
+    """Give a site that is configured and not yet started."""
+    # Not pytest's folder: nobody may not enter that one, and a socket's path must be short.
+    base = Path(tempfile.mkdtemp(prefix="mailward-"))
+    made = Gateway(base)
+    made.configure()
+    made.own()
+    yield made
+    if made.process is not None and made.process.returncode is None:
+        await made.kill()
+    shutil.rmtree(base)
