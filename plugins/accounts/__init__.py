@@ -4,6 +4,9 @@ Options, in the order in which they are asked: `assign` (a file in the syntax of
 `virtual` (accounts that are no system users), `system` and `break` (users of this machine), `alias` (who gets
 what nobody else has). The first that knows a local part has it.
 
+Without `alias` there is one all the same, in the state folder, with a Maildir for the postmaster and nothing
+else: qmail's installation asks for the same, since somebody must be told when mail goes wrong.
+
 A virtual account `abc` has the local parts `abc`, and `abc-...`, which `virtual_domains` makes. With a
 `break` of its own, such as `+`, that character counts like `-` in what senders write: `abc-joe+tag` has
 the extension `joe-tag`.
@@ -56,7 +59,8 @@ class Settings(Section):
     system: bool = False
     #: Separates a system user's name from an extension: `joe-tag`.
     separator: BreakCharacter = Field(default="-", alias="break")
-    #: Gets every local part that nobody else has, whole, as its extension.
+    #: Gets every local part that nobody else has, whole, as its extension; unless given, `alias` in the state
+    #: folder.
     alias: Home | None = None
     #: A file in the syntax of qmail's users/assign; seen anew when it changes.
     assign: str = ""
@@ -75,6 +79,12 @@ class Accounts(Plugin[Settings]):
             self._assign = self._open(path)
 
     @hookimpl
+    def startup(self) -> None:
+        """Make the home of the default alias."""
+        if self.settings.alias is None:
+            make_alias(self.site.state / "alias")
+
+    @hookimpl
     async def account(self, local_part: str) -> Account | None:
         """Give the account of a local part; raises when nobody can tell now."""
         if self._assign and (found := self._assign.get().find(local_part)):
@@ -86,11 +96,8 @@ class Accounts(Plugin[Settings]):
             found = await asyncio.to_thread(find_user, local_part, self.settings.separator)
             if found:
                 return found
-        if self.settings.alias is None:
-            return None
-        return self._account(
-            "alias", self.settings.alias, "-", local_part, f"{self.place('alias') or 'accounts'}"
-        )
+        alias = self.settings.alias or Home(home=str(self.site.state / "alias"))
+        return self._account("alias", alias, "-", local_part, f"{self.place('alias') or 'accounts'}")
 
     def _virtual(self, local: str) -> Account | None:
         """Give the virtual account with the longest name that has this local part."""
@@ -119,3 +126,13 @@ class Accounts(Plugin[Settings]):
             return controls.ControlFile(path, parse_assign, "accounts.assign", self.place("assign"))
         except AssignError as error:
             raise ConfigError(Problem(str(error), Place(str(path), error.line))) from error
+
+
+def make_alias(home: Path) -> None:
+    """Make a home whose only mailbox is the postmaster's; what is there stays."""
+    for part in ("tmp", "new", "cur"):
+        (home / "Maildir" / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in ("postmaster", "mailer-daemon"):
+        control = home / f".qmail-{name}"
+        if not control.exists():
+            control.write_text("./Maildir/\n")
