@@ -32,9 +32,8 @@ async def test_fifty_kills_under_load_lose_nothing(gateway):
         await gateway.empty()
         assert await gateway.stop() == 0
 
-    print(
-        f"{load.sent} begun, {len(load.accepted)} had their 250, {sum(map(len, sink.copies.values()))} at the sink"
-    )
+    copies = sum(map(len, sink.copies.values()))
+    print(f"{load.sent} begun, {len(load.accepted)} had their 250, {copies} copies at the sink")
     assert len(load.accepted) > KILLS
     _all_in_the_maildir(gateway, load.accepted)
     _all_at_the_sink(sink, load.accepted)

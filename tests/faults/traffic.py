@@ -95,8 +95,8 @@ class Sink:
 
 def text(token):
     """Give a message whose every line shows whose it is."""
-    line = f"This line is of {token}.\n"
-    return f"Subject: {token}\nX-Token: {token}\n\n{line * (1 + sum(token.encode()) * 31 % 200)}The end of {token}.\n".encode()
+    lines = f"This line is of {token}.\n" * (1 + sum(token.encode()) * 31 % 200)
+    return f"Subject: {token}\nX-Token: {token}\n\n{lines}The end of {token}.\n".encode()
 
 
 def token_of(content):
@@ -126,6 +126,8 @@ async def _say(reader, writer, line, wanted="250"):
 async def _reply(reader, wanted=""):
     """Read a whole reply, and give its last line."""
     while line := (await reader.readline()).decode():
+        if line.startswith("421"):  # the gateway stops
+            raise EOFError
         assert line.startswith(wanted), line
         if line[3] == " ":
             return line
