@@ -33,7 +33,7 @@ _TIMEOUT = 60.0
 _CREDENTIALS = struct.Struct("3i")
 
 
-def call(state: Path, name: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+def call(state: Path, name: str, /, **arguments: Any) -> Iterator[dict[str, Any]]:
     """Ask the gateway whose state is here; gives the rows of its answer.
 
     Raises ControlError when none runs here, or with what it said against the request.

@@ -22,6 +22,7 @@ DEFAULT = Path("/etc/mailward/conf.d")
 conf_option = click.option(
     "--conf",
     type=click.Path(path_type=Path),
+    is_eager=True,  # known when `--help` asks plugins for their commands
     help="Folder of the configuration; else $MAILWARD_CONF, else /etc/mailward/conf.d.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")

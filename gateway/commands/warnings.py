@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +48,6 @@ def _whole(assembly: Assembly) -> Iterator[Problem]:
     ):
         text = "no domain in rcpthosts and no client in relay_control: every recipient will be refused"
         yield Problem(text, configuration.tree.place("listeners"))
-    if os.geteuid() == 0 and not configuration.settings.gateway.user:
-        yield Problem("gateway.user: not set, so root cannot run it", configuration.tree.place("gateway"))
 
 
 def _given(assembly: Assembly, stem: str, *keys: str) -> bool:
@@ -98,8 +95,8 @@ async def _virtual(assembly: Assembly, key: str, owner: str, homes: set[str]) ->
         yield f"{shown} belongs to {owner}, whose account cannot be looked up: {why}"
         return
     account = answer.value
-    # Whoever gets all that nobody has (`alias`) has the owner's name in the extension.
-    if account is None or account.ext.startswith(owner):
+    # Whoever gets all that nobody has (`alias`) has all of it as extension, the owner's name too.
+    if account is None or account.ext.endswith(local):
         yield f"{shown} belongs to {owner}, an unknown account: add it to accounts.virtual, or a user"
         return
     if account.home not in homes:

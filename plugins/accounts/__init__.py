@@ -15,6 +15,7 @@ the extension `joe-tag`.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -96,7 +97,11 @@ class Accounts(Plugin[Settings]):
             found = await asyncio.to_thread(find_user, local_part, self.settings.separator)
             if found:
                 return found
-        alias = self.settings.alias or Home(home=str(self.site.state / "alias"))
+        # The default alias is ours, also before the first start has made its home.
+        default = Home(home=str(self.site.state / "alias"), uid=os.geteuid(), gid=os.getegid())
+        alias = self.settings.alias or default
+        if self.settings.alias is None and not (self.site.state / "alias").is_dir():
+            return None  # no gateway has run here yet, so `check` asks
         return self._account("alias", alias, "-", local_part, f"{self.place('alias') or 'accounts'}")
 
     def _virtual(self, local: str) -> Account | None:
