@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Run the command that the arguments name.
@@ -9,6 +11,10 @@ def main() -> None:
     qmail's own programs start often and must start fast: here is where they are told apart, before click
     or anything else is imported.
     """
+    if sys.argv[1:2] == ["qmail"] and len(sys.argv) > 2 and not sys.argv[2].startswith("-"):  # noqa: PLR2004
+        from gateway import qmail
+
+        sys.exit(qmail.main(sys.argv[2], sys.argv[3:]))
     from gateway.commands.group import mailward
 
     mailward(prog_name="mailward")

@@ -49,18 +49,24 @@ def demo() -> None:
     folder = Path(status["configuration"])
     click.echo(f"{status['hostname']} runs here (pid {status['pid']}), with the configuration {folder}.")
     assembly = Assembly.of(Configuration.load(folder, Path(status["base"])))
-    address = next(one.address for one in assembly.configuration.settings.listeners)
+    host, port = _listener(assembly)
     for number, (recipient, what) in enumerate(
         (("info@example.org", "a local message"), ("friend@elsewhere.example", "a remote message")), 1
     ):
         click.secho(f"\n{number}. {what}, to {recipient}", bold=True)
         _walk(assembly, recipient)
         token = f"demo-{os.urandom(6).hex()}"
-        _send(address.host, address.port, f"{token}@demo.example", recipient)
+        _send(host, port, f"{token}@demo.example", recipient)
         message = _follow(f"{token}@demo.example")
         for path in _copies(token):
             click.echo(f"The message is in {path}")
         click.echo(f"Its whole story:  {program()} trace {message} --conf {_near(folder)}")
+
+
+def _listener(assembly: Assembly) -> tuple[str, int]:
+    """Give where the demo listens."""
+    address = assembly.configuration.settings.listeners[0].address
+    return address.host, address.port
 
 
 def _walk(assembly: Assembly, recipient: str) -> None:

@@ -1,0 +1,140 @@
+"""`mailward run` starts whole or not at all, and says what to mend."""
+
+import contextlib
+import os
+import pwd
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = os.geteuid() == 0
+
+
+@pytest.fixture
+def site():
+    """Make a configuration that starts, where the user whom root becomes may go: not below pytest's closed folder."""
+    with tempfile.TemporaryDirectory(prefix="mailward-run-", ignore_cleanup_errors=True) as folder:
+        yield Site(Path(folder))
+
+
+class Site:
+    def __init__(self, folder):
+        self.folder = folder
+        self.conf = folder / "conf.d"
+        self.conf.mkdir()
+        folder.chmod(0o755)
+        user = f", user: {pwd.getpwuid(65534).pw_name}" if ROOT else ""
+        self.write("10.yaml", f"gateway: {{hostname: mail.example.org, state: var{user}}}\n")
+        self.write("20.yaml", 'listeners:\n  - {name: mx, protocol: smtp, address: "127.0.0.1:0"}\n')
+
+    def write(self, name, text):
+        (self.conf / name).write_text(text)
+
+    def start(self):
+        return subprocess.Popen(
+            [sys.executable, "-m", "gateway.commands", "run", "--conf", self.conf],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def refused(self):
+        done = self.start()
+        _, said = done.communicate(timeout=20)
+        assert done.returncode == 1
+        assert "Traceback" not in said
+        return said
+
+
+@contextlib.contextmanager
+def running(site):
+    process = site.start()
+    try:
+        assert "serves" in process.stdout.readline()
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def test_it_starts_and_sigterm_ends_it_with_0(site):
+    with running(site) as process:
+        pass
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1, 2\n", "conf.d/90.yaml:"),
+        (
+            "limits: {recipient: 5}\n",
+            "conf.d/90.yaml:1: limits.recipient: unknown key (did you mean recipients?)",
+        ),
+        ("rcpthost: {}\n", "conf.d/90.yaml:1: rcpthost: unknown section (did you mean rcpthosts?)"),
+        (
+            'listeners: [{protocol: smtp, address: "[2001:db8::25]:2525"}]\n',
+            "listener smtp-2525: cannot listen at",
+        ),
+        ("gateway: {workers: 4}\n", "conf.d/90.yaml:1"),
+        ("plugins: {folders: [nowhere]}\n", "nowhere"),
+    ],
+)
+def test_a_wrong_configuration(site, text, said):
+    site.write("90.yaml", text)
+    assert said in site.refused()
+    assert not (site.folder / "var/queue").exists()
+
+
+def test_a_plugin_that_raises_at_import(site):
+    (site.folder / "plugins").mkdir()
+    (site.folder / "plugins/broken.py").write_text("x = 1\nraise RuntimeError('boom')\n")
+    site.write("90.yaml", "plugins: {folders: [plugins]}\n")
+    assert f"{site.folder}/plugins/broken.py:2: RuntimeError: boom" in site.refused()
+    assert not (site.folder / "var/queue").exists()
+
+
+def test_a_port_that_is_taken(site):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        site.write("90.yaml", f'listeners: [{{name: two, protocol: smtp, address: "127.0.0.1:{port}"}}]\n')
+        assert f"listener two: cannot listen at 127.0.0.1:{port}: Address already in use" in site.refused()
+    assert not (site.folder / "var/queue").exists()
+
+
+def test_a_state_that_another_gateway_has(site):
+    with running(site):
+        assert str(site.folder / "var") in site.refused()
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root")
+def test_root_needs_a_user_to_become(site):
+    site.write("10.yaml", "gateway: {hostname: mail.example.org, state: var}\n")
+    assert "gateway.user" in site.refused()
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root")
+def test_root_is_left_for_good(site):
+    with running(site) as process:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    assert "Uid:\t65534\t65534\t65534\t65534" in status
+    assert "Gid:\t65534\t65534\t65534\t65534" in status
+    assert "CapEff:\t0000000000000000" in status
+
+
+def test_no_configuration_at_all_names_what_helps(tmp_path):
+    environment = {**os.environ, "MAILWARD_CONF": str(tmp_path / "none")}
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.commands", "run"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "mailward init" in done.stderr
+    assert "mailward run --demo" in done.stderr
