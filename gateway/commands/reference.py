@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
+import tempfile
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from importlib import import_module
+from pathlib import Path
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from gateway import events
+from gateway.hookspecs import SPECS, Stages
+from gateway.plugin import Section
+from gateway.settings import Settings, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from gateway.options import Option
 
 _EVENTS_HEAD = """\
 # Events
@@ -25,6 +37,152 @@ second one with the same `id` is a repeat of the same fact and may be dropped.
 
 This page is made from `gateway/events.py` by `make docs`.
 """
+_STAGES_HEAD = """\
+# Stages
+
+A plugin is asked by methods that have a stage's name and are marked `@hookimpl`. They may be `def` or
+`async def`, and take any of the stage's arguments, by name. `None` means "no opinion" or "unchanged".
+
+- **decide**: plugins are asked in order; the first that gives a decision ends the stage.
+- **provide**: plugins are asked in order; the first answer wins.
+- **transform**: each plugin sees what the one before it made; the last argument is what is changed.
+- **observe**: told after the fact; nothing waits for it, and nothing that it does changes the mail.
+- **life**: the plugin's own start, end and commands.
+
+"Asked in order" names the bundled plugins; all others are sorted by name. `before:` and
+`after:` in a plugin's section change that, and `mailward stages` prints the order that your configuration
+makes.
+
+This page is made from `gateway/hookspecs.py` by `make docs`. [Writing a plugin](../plugins.md) shows how to
+begin.
+"""
+_SETTINGS_HEAD = """\
+# Settings
+
+All of `conf.d/*.yaml` counts, in the order of the file names: mappings merge, lists append, and a later
+single value replaces an earlier one; `!replace` before a list or mapping begins afresh. A key that is not
+here is an error.
+
+Times are written `30s`, `5m`, `2h`, `7d`; sizes `500K`, `10M`, `1G`; addresses `127.0.0.1:25`, `*:25` (all
+addresses of both families), `[::1]:25`, `unix:/path`. Relative paths start at the folder that holds
+`conf.d`. `X_file: PATH` gives a secret `X` from the first line of a file.
+
+`mailward settings` prints the values in use and where each comes from. This page is made from the code by
+`make docs`.
+"""
+_COMMANDS_HEAD = """\
+# Commands
+
+`mailward COMMAND --help` prints the same, with examples. `--conf DIR` names the folder of the
+configuration; without it `$MAILWARD_CONF` counts, and then `/etc/mailward/conf.d`.
+
+A command ends with 0 when it is done, 1 when it was refused or failed, and 2 when it was called wrongly.
+
+This page is made from the commands by `make docs`.
+"""
+
+
+def pages() -> dict[str, str]:
+    """Give file name -> text of every page of the reference."""
+    return {
+        "commands.md": commands_page(),
+        "events.md": events_page(),
+        "settings.md": settings_page(),
+        "stages.md": stages_page(),
+    }
+
+
+def stages_page() -> str:
+    """Write `docs/reference/stages.md`."""
+    parts = [_STAGES_HEAD, "| stage | kind | if nobody speaks |\n|---|---|---|"]
+    parts += [f"| [`{name}`](#{name}) | {spec.kind} | {spec.silence} |" for name, spec in SPECS.items()]
+    for name, spec in SPECS.items():
+        hook = getattr(Stages, name)
+        parts += [f"\n## {name}\n", f"`{_signature(name, hook)}`\n", f"{inspect.getdoc(hook)}\n"]
+        parts.append(f"- Kind: {spec.kind}; if nobody speaks: {spec.silence}.")
+        if spec.order != (...,):
+            parts.append(f"- Asked in order: {', '.join(map(_stem, spec.order))}")
+        if spec.strict:
+            parts.append("- Strict: `on_error: skip` and `dry_run` are refused here.")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _signature(name: str, hook: Any) -> str:
+    types = hook.__annotations__
+    arguments = [f"{one}: {types[one]}" for one in hook.spec.arguments]
+    return f"{name}(self{''.join(f', {one}' for one in arguments)}) -> {types['return']}"
+
+
+def _stem(one: str | EllipsisType) -> str:
+    return "all others" if isinstance(one, EllipsisType) else f"`{one}`"
+
+
+def settings_page() -> str:
+    """Write `docs/reference/settings.md`."""
+    models = bundled_settings()
+    common = describe(Section)
+    names = {option.name for option in common}
+    parts = [_SETTINGS_HEAD]
+    for section in Settings.model_fields:
+        mine = [one for one in describe(Settings) if one.name.split(".")[0].removesuffix("[]") == section]
+        parts += [f"## {section}\n", *_options(mine), ""]
+    parts += ["## Every plugin\n", "Each plugin's section takes these, besides its own keys below.\n"]
+    parts += [*_options(common), ""]
+    for stem, model in models.items():
+        own = [option for option in describe(model, f"{stem}.") if option.name.split(".")[1] not in names]
+        parts += [f"## {stem}\n", f"[What it does](../plugins/{stem}.md).\n"]
+        parts += [*(_options(own) if own else ["No keys of its own."]), ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def bundled_settings() -> dict[str, type[Section]]:
+    """Load the bundled plugins as the loader does, and give stem -> the model of its section."""
+    from gateway.loader import discover
+    from gateway.testing import Bench
+
+    stems = discover((), set(), {})
+    with tempfile.TemporaryDirectory() as folder:
+        generation = Bench(Path(folder)).build("".join(f"{stem}: {{}}\n" for stem in stems))
+    return {stem: type(generation.plugins[stem].settings) for stem in stems}
+
+
+def _options(options: Iterable[Option]) -> Iterator[str]:
+    yield "| key | what may be written | default | |\n|---|---|---|---|"
+    for one in options:
+        default = (
+            "required" if one.required else "" if one.default in (None, "None") else f"`{_cell(one.default)}`"
+        )
+        yield f"| `{one.name}` | {_cell(one.type)} | {default} | {_cell(one.comment)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def commands_page() -> str:
+    """Write `docs/reference/commands.md`."""
+    from gateway.commands.group import COMMANDS
+
+    parts = [_COMMANDS_HEAD]
+    for name in COMMANDS:
+        command: click.Command = getattr(import_module(f"gateway.commands.{name}"), name)
+        parts += _command(command, f"mailward {name}")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _command(command: click.Command, path: str) -> Iterator[str]:
+    context = click.Context(command, info_name=path)
+    usage = " ".join([path, *command.collect_usage_pieces(context)])
+    yield f"## {path}\n\n`{usage}`\n\n{inspect.cleandoc(command.help or '')}\n"
+    for one in command.params:
+        if isinstance(one, click.Option):
+            yield f"- `{', '.join(one.opts)}`: {one.help}"
+    yield ""
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            if inner is not None:
+                yield from _command(inner, f"{path} {name}")
 
 
 def events_page() -> str:
@@ -65,3 +223,14 @@ def _comment(lines: list[str], number: int) -> str:
 
 def _source() -> str:
     return inspect.getsource(events)
+
+
+def main(folder: Path) -> None:
+    """Write every page into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (folder / name).write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
