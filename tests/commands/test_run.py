@@ -16,7 +16,7 @@ ROOT = os.geteuid() == 0
 
 @pytest.fixture
 def site():
-    """Make a configuration that starts, where the user whom root becomes may go: not below pytest's closed folder."""
+    """Make a configuration that starts, in a folder that the user whom root becomes may enter."""
     with tempfile.TemporaryDirectory(prefix="mailward-run-", ignore_cleanup_errors=True) as folder:
         yield Site(Path(folder))
 
