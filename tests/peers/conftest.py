@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from peer import Gateway  # noqa: E402 - the tests' own helper stands beside them
+from peer import Gateway
 
 
 def _folder(stack):
@@ -31,11 +31,11 @@ def gateway():
 
 @pytest.fixture
 def gateways():
-    """Give `gateways(port=0)`: a gateway of the test's own, to configure and start; it is stopped at the end."""
+    """Give `gateways()`: a gateway of the test's own, to configure and start; it is stopped at the end."""
     with ExitStack() as stack:
 
-        def make(port=0):
-            made = Gateway(_folder(stack), port=port)
+        def make():
+            made = Gateway(_folder(stack))
             stack.callback(made.stop)
             return made
 

@@ -48,9 +48,9 @@ class Soon(Plugin):
 class Gateway:
     """`mailward run` in a folder of its own: `abc` has example.org, `xyz` example.net."""
 
-    def __init__(self, folder, *, port=0):
+    def __init__(self, folder):
         self.folder = folder
-        self.port = port or free_port()
+        self.port = free_port()
         self._process = None
         for part in ("conf.d", "plugins"):
             (folder / part).mkdir()
@@ -99,7 +99,10 @@ class Gateway:
     def mailward(self, *arguments):
         """Run a command beside the gateway; gives what it prints."""
         done = subprocess.run(
-            [MAILWARD, *arguments, "--conf", self.folder / "conf.d"], capture_output=True, check=True, timeout=20
+            [MAILWARD, *arguments, "--conf", self.folder / "conf.d"],
+            capture_output=True,
+            check=True,
+            timeout=20,
         )
         return done.stdout.decode()
 

@@ -36,7 +36,9 @@ def test_eight_bit_text_comes_through_byte_for_byte(gateway, client):
 
 def test_international_addresses(gateway, client):
     content = "Subject: smtplib 3, für Jörg\n\nGrüße\n".encode()
-    client.sendmail("ärger@sender.example", ["jörg@example.org"], wire(content), ["SMTPUTF8", "BODY=8BITMIME"])
+    client.sendmail(
+        "ärger@sender.example", ["jörg@example.org"], wire(content), ["SMTPUTF8", "BODY=8BITMIME"]
+    )
     (kept,) = gateway.received(1, having="smtplib 3")
     assert kept.endswith(content)
     # qmail quotes a local part that is not ASCII.

@@ -22,7 +22,9 @@ def swaks(gateway, *options):
 
 
 def test_a_plain_dialogue(gateway):
-    done = swaks(gateway, "--from", "ann@sender.example", "--to", "bob@example.org", "--header", "Subject: swaks 1")
+    done = swaks(
+        gateway, "--from", "ann@sender.example", "--to", "bob@example.org", "--header", "Subject: swaks 1"
+    )
     assert done.returncode == 0, done.stdout
     answers = [line.split()[1][:3] for line in done.stdout.splitlines() if line.startswith("<-")]
     assert answers[0] == "220"
@@ -50,7 +52,13 @@ def test_an_endless_sender_is_refused(gateway):
 def test_a_looping_message_is_refused(gateway):
     hops = "".join(f"Received: from a by b; hop {number}\\n" for number in range(101))
     done = swaks(
-        gateway, "--from", "ann@sender.example", "--to", "bob@example.org", "--data", f"{hops}Subject: x\\n\\nx\\n"
+        gateway,
+        "--from",
+        "ann@sender.example",
+        "--to",
+        "bob@example.org",
+        "--data",
+        f"{hops}Subject: x\\n\\nx\\n",
     )
     assert done.returncode == REFUSED_MESSAGE, done.stdout
     assert "<** 554 5.4.6 " in done.stdout
@@ -58,8 +66,10 @@ def test_a_looping_message_is_refused(gateway):
 
 @pytest.mark.parametrize("pipelining", [(), ("--pipeline",)], ids=["one by one", "pipelined"])
 def test_dots_and_long_lines_arrive_byte_for_byte(gateway, open_folder, pipelining):
-    content = f"From: ann@sender.example\nSubject: swaks 2{len(pipelining)}\n\n".encode() + body(500)
-    (open_folder / "message").write_bytes(content)
+    # swaks would take a dot on the last line for the end of data, and ends the last line itself.
+    head = f"From: ann@sender.example\nSubject: swaks 2{len(pipelining)}\n\n".encode()
+    content = head + body(500) + b"the end\n"
+    (open_folder / "message").write_bytes(content.removesuffix(b"\n"))
     done = swaks(
         gateway,
         *("--from", "ann@sender.example", "--to", "bob@example.org,carl@example.net"),
@@ -68,4 +78,4 @@ def test_dots_and_long_lines_arrive_byte_for_byte(gateway, open_folder, pipelini
     assert done.returncode == 0, done.stdout
     for account in ("abc", "xyz"):
         (kept,) = gateway.received(1, having=f"swaks 2{len(pipelining)}", account=account)
-        assert kept.partition(b"Subject: swaks 2")[2] == content.partition(b"Subject: swaks 2")[2]
+        assert kept.endswith(b"\n" + content)
