@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -72,7 +73,9 @@ def main():
     if os.geteuid():
         print("skipped: an own Postfix can be started by root only:  sudo make bench")
         return
-    base = Path(tempfile.mkdtemp(prefix="mailward-bench-", dir="/var/tmp"))
+    # A bench that is told to end takes its servers along.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    base = Path(tempfile.mkdtemp(prefix="mailward-bench-", dir=arguments.folder))
     base.chmod(0o755)
     try:
         figures = _measure(base, arguments)
@@ -90,6 +93,7 @@ def _arguments():
     parser.add_argument(
         "--only", default="", metavar="CASE", help="only cases whose name begins so: W1, 'W3 1K'"
     )
+    parser.add_argument("--folder", default="/var/tmp", help="on the disk to be measured")
     parser.add_argument("--without-postfix", action="store_true", help="the gateway alone")
     found = parser.parse_args()
     found.messages = found.messages or (500 if found.quick else 3000)
