@@ -19,9 +19,9 @@ PLUGINS = ROOT / "plugins"
 DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
-    "errors decision address message envelope units events options yamltree faults tree settings "
-    "journal log services counters controls hookspecs plugin chain loader routing queue smtp milter "
-    "reception listeners operations qmail drops submit worker control supervisor testing commands"
+    "errors decision address message envelope units events options interfaces cdb controls yamltree "
+    "qmail_control faults tree settings journal log services counters hookspecs plugin chain loader "
+    "routing queue smtp milter reception listeners operations qmail drops submit worker control supervisor testing commands"
 ).split()
 PURE = [
     "gateway/address.py",
@@ -51,7 +51,6 @@ COMPUTES = {"time.strftime", "time.gmtime"}
 #: Files over the limit, each with the reason why it is not two.
 LONG = {
     "gateway/events.py": "the vocabulary: one class an event, to be read in one place",
-    "gateway/loader.py": "finding, checking and ordering plugins share what they find",
     "gateway/smtp/server.py": "one subclass cures every fault of aiosmtpd, in one file",
     "gateway/worker.py": "the composition of a process, start to stop",
     "gateway/reception.py": "every stage of reception, in mail order",

@@ -17,7 +17,7 @@ import yaml
 
 from gateway.chain import Chain
 from gateway.hookspecs import SPECS
-from gateway.loader import Loader, _register, _step, bundled_folder, discover, order
+from gateway.loader import Loader, bundled_folder, discover, steps_of
 from gateway.plugin import Services, Site
 from gateway.testing.fakes import FakeClock, FakeDns
 from gateway.tree import Tree
@@ -87,11 +87,7 @@ def chain_of(folder, conf, *stems, hostname="me.example"):
     found = discover([], set(conf), {})
     assert bundled_folder().is_dir()
     running = {stem: loader._run(found[stem], tree, site, None) for stem in stems}
-    manager = _register(running)
-    steps = {}
-    for name, spec in SPECS.items():
-        impls = {impl.plugin_name: impl for impl in getattr(manager.hook, name).get_hookimpls()}
-        steps[name] = [_step(spec, impls[s], running[s]) for s in order(spec, impls, running, tree)]
+    steps = steps_of(running, tree)
     chain = Chain(SPECS, steps, lambda _event: None)
     for plugin in running.values():
         plugin.instance.join(chain)

@@ -53,7 +53,7 @@ def chain_of(tmp_path, monkeypatch, clock, zones):
         for stem, text in {"rest": REST, **site_files}.items():
             (folders[1] / f"{stem}.py").write_text(text)
             (folders[1] / f"{stem}.py").chmod(0o644)
-        monkeypatch.setattr(loader, "bundled_folder", lambda: folders[0])
+        monkeypatch.setattr("gateway.loader.find.bundled_folder", lambda: folders[0])
         dns = FakeDns(zones)
         emitted = []
         services = Services(clock, dns, Counters(clock))

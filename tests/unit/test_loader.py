@@ -247,7 +247,7 @@ def installed(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path / "site")
 
     def install(*points):
-        monkeypatch.setattr("gateway.loader.entry_points", lambda group: list(points))
+        monkeypatch.setattr("gateway.loader.find.entry_points", lambda group: list(points))
 
     assert importlib.metadata.entry_points(group="mailward.plugins") is not None
     return install

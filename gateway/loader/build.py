@@ -1,0 +1,247 @@
+"""Runs plugin files, makes their instances, and builds a chain of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+import sys
+import traceback
+import types
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gateway.chain import Chain
+from gateway.errors import Place, PluginError, Problem
+from gateway.hookspecs import SPECS
+from gateway.loader.find import discover
+from gateway.loader.steps import steps_of
+from gateway.plugin import Context, Plugin, Section
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from gateway.events import Event
+    from gateway.loader.find import Found
+    from gateway.plugin import Services, Site
+    from gateway.settings import Tree
+
+#: These run without a section of their own, unless `enabled: false` or replaced.
+CORE = frozenset(
+    {
+        "accounts",
+        "badmailfrom",
+        "bounces",
+        "dot_qmail",
+        "locals",
+        "percenthack",
+        "quadratic_retry",
+        "rcpthosts",
+        "received",
+        "recipient_check",
+        "relay_control",
+        "remote",
+        "sqlite_queue",
+        "virtual_domains",
+    }
+)
+_NAMESPACE = "mailward_plugins"
+
+
+@dataclass(slots=True)
+class Running:
+    """A plugin with its settings and its instance."""
+
+    found: Found
+    settings: Section
+    instance: Plugin[Any]
+    settings_digest: str
+    modules: tuple[str, ...] = ()
+    #: Kept over from the chain before: its file and settings did not change.
+    kept: bool = False
+
+
+@dataclass(slots=True)
+class Generation:
+    """One loaded configuration: its chain and its plugins, in order of their stems."""
+
+    number: int
+    chain: Chain
+    plugins: dict[str, Running]
+    #: Stage -> stems in the order in which they are asked.
+    order: dict[str, list[str]] = field(default_factory=dict)
+
+
+class Loader:
+    """Builds generations. One for each gateway; it keeps instances whose file and settings did not change."""
+
+    def __init__(
+        self,
+        services: Services,
+        emit: Callable[[Event], None],
+        logger: Callable[[str], FilteringBoundLogger],
+    ) -> None:
+        self._services = services
+        self._emit = emit
+        self._logger = logger
+        self._numbers = 0
+
+    def build(
+        self,
+        tree: Tree,
+        site: Site,
+        folders: Sequence[Path],
+        core_sections: frozenset[str],
+        before: Generation | None = None,
+    ) -> Generation:
+        """Load every plugin that this configuration asks for, and make the chain.
+
+        Nothing of `before` changes. Raises ConfigError (PluginError) with every problem found.
+        """
+        self._numbers += 1
+        sections = set(tree.sections())
+        distributions = {name: tree.text(name, "distribution") for name in sections - core_sections}
+        found = discover(folders, sections, distributions)
+        problems = tree.unknown_sections(core_sections | found.keys())
+        running: dict[str, Running] = {}
+        for stem, one in found.items():
+            if not (one.origin == "site" or stem in CORE or stem in sections):
+                continue
+            try:
+                plugin = self._run(one, tree, site, before)
+            except PluginError as error:
+                problems += error.problems
+                continue
+            if plugin is not None:
+                running[stem] = plugin
+        if problems:
+            self._forget(running)
+            raise PluginError(problems)
+        try:
+            return self._generation(running, tree)
+        except PluginError:
+            self._forget(running)
+            raise
+
+    def retire(self, old: Generation, new: Generation | None) -> None:
+        """Drop the modules of a generation whose last session and delivery are over."""
+        kept = {id(plugin.instance) for plugin in new.plugins.values()} if new else set()
+        self._forget({stem: p for stem, p in old.plugins.items() if id(p.instance) not in kept}, every=True)
+
+    def _forget(self, running: Mapping[str, Running], *, every: bool = False) -> None:
+        for plugin in running.values():
+            if every or not plugin.kept:
+                for name in plugin.modules:
+                    sys.modules.pop(name, None)
+
+    def _run(self, found: Found, tree: Tree, site: Site, before: Generation | None) -> Running | None:
+        digest = tree.digest(found.stem)
+        old = before.plugins.get(found.stem) if before else None
+        if (
+            old
+            and old.found.path == found.path
+            and old.found.digest == found.digest
+            and old.settings_digest == digest
+        ):
+            return Running(found, old.settings, old.instance, digest, old.modules, kept=True)
+        if tree.text(found.stem, "enabled") == "false":
+            return None
+        module, modules = self._module(found)
+        try:
+            kind, model = _plugin_of(module, found)
+            settings = tree.section(found.stem, model)
+            if not settings.enabled:
+                return None
+            context = Context(
+                found.stem, settings, site, self._services, self._logger(found.stem), tree.place
+            )
+            instance = kind(context)
+        except BaseException as error:
+            for name in modules:
+                sys.modules.pop(name, None)
+            raise _blame(error, found) from error
+        return Running(found, settings, instance, digest, modules)
+
+    def _module(self, found: Found) -> tuple[types.ModuleType, tuple[str, ...]]:
+        """Execute a plugin's file under a name of its own. Raises PluginError with file and line."""
+        sys.modules.setdefault(_NAMESPACE, types.ModuleType(_NAMESPACE))
+        # Unique in the process: two gateways may live in it.
+        name = f"{_NAMESPACE}.{found.stem}_{secrets.token_hex(4)}"
+        folder = [str(found.path.parent)] if found.path.name == "__init__.py" else None
+        spec = importlib.util.spec_from_file_location(name, found.path, submodule_search_locations=folder)
+        if spec is None or spec.loader is None:
+            raise PluginError(Problem("cannot be loaded", Place(str(found.path))))
+        module = importlib.util.module_from_spec(spec)
+        # Before it runs: dataclasses look their own module up.
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as error:
+            for loaded in _names_under(name):
+                sys.modules.pop(loaded, None)
+            raise _blame(error, found) from error
+        return module, _names_under(name)
+
+    def _generation(self, running: dict[str, Running], tree: Tree) -> Generation:
+        steps = steps_of(running, tree)
+        for name in ("open_queue", "route", "deliver"):
+            if not steps[name]:
+                raise PluginError(
+                    f"no plugin answers {name}(): enable one, or take `enabled: false` out of its section"
+                )
+        chain = Chain(SPECS, steps, self._emit)
+        for plugin in running.values():
+            plugin.instance.join(chain)
+        return Generation(
+            self._numbers, chain, running, {name: [s.plugin for s in stage] for name, stage in steps.items()}
+        )
+
+
+def _names_under(name: str) -> tuple[str, ...]:
+    return tuple(key for key in sys.modules if key == name or key.startswith(f"{name}."))
+
+
+def _plugin_of(module: types.ModuleType, found: Found) -> tuple[type[Plugin[Any]], type[Section]]:
+    """Find the one Plugin class and the Settings of a module. Raises PluginError."""
+    if found.value:
+        kinds = [getattr(module, found.value.partition(":")[2])]
+    else:
+        kinds = [
+            kind
+            for kind in vars(module).values()
+            if isinstance(kind, type) and issubclass(kind, Plugin) and kind.__module__ == module.__name__
+        ]
+    if len(kinds) != 1:
+        raise PluginError(
+            Problem(f"holds {len(kinds)} Plugin classes: write exactly one", Place(str(found.path)))
+        )
+    model = getattr(module, "Settings", Section)
+    if not (isinstance(model, type) and issubclass(model, Section)):
+        raise PluginError(Problem("Settings must be a subclass of Section", Place(str(found.path))))
+    redefined = Section.model_fields.keys() & vars(model).get("__annotations__", {}).keys()
+    if redefined and model is not Section:
+        names = ", ".join(sorted(redefined))
+        raise PluginError(
+            Problem(f"Settings redefines {names}, which every plugin has", Place(str(found.path)))
+        )
+    return kinds[0], model
+
+
+def _blame(error: BaseException, found: Found) -> PluginError:
+    """Say where in the plugin's file an error came from."""
+    if isinstance(error, PluginError):
+        return error
+    if hasattr(error, "problems"):
+        return PluginError(error.problems)
+    if isinstance(error, SyntaxError) and error.filename:
+        return PluginError(Problem(f"syntax error: {error.msg}", Place(error.filename, error.lineno or 0)))
+    folder = str(found.path.parent if found.path.name == "__init__.py" else found.path)
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.startswith(folder)
+    ]
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return PluginError(Problem(text, Place(str(found.path), (lines[-1] or 0) if lines else 0)))
