@@ -17,6 +17,7 @@ GatewayError
 │   └── DnsTemporary      no answer that counts; ask again
 ├── DialogueError         the other host was lost, fell silent, or broke SMTP's rules
 │   └── TlsFailed         its handshake did not end well
+├── MilterError           the other side of a milter connection was lost, or broke the protocol
 ├── ListenError           a listener cannot have its address
 └── ControlError          no running gateway, or it refused a command
 """
@@ -135,6 +136,10 @@ class DialogueError(GatewayError):
 
 class TlsFailed(DialogueError):
     """The TLS handshake failed; the same host may do without (RFC 7435)."""
+
+
+class MilterError(GatewayError):
+    """The other side of a milter connection was lost, fell silent, or broke the protocol."""
 
 
 class ListenError(GatewayError):
