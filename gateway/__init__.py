@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gateway.errors import Problem as Problem
     from gateway.hookspecs import Stages as Stages
     from gateway.hookspecs import hookimpl as hookimpl
+    from gateway.interfaces import own_addresses as own_addresses
     from gateway.message import FileBody as FileBody
     from gateway.message import Message as Message
     from gateway.plugin import Context as Context
@@ -107,6 +108,7 @@ _HOME = {
     "lower": "address",
     "is_ip": "services",
     "new_id": "envelope",
+    "own_addresses": "interfaces",
     "parse_network": "units",
     "quote_local_part": "address",
     "resolve": "routing",

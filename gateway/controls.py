@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 from gateway.address import lower
+from gateway.cdb import Cdb, is_cdb
 from gateway.errors import ConfigError, Place, Problem
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ class ControlFile(Generic[T]):
         status = self.path.stat()
         seen = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if self._value is None or seen != self._seen:
-            self._value = self._parse(self.path.read_text("utf-8", "surrogateescape"), str(self.path))
+            self._value = self._parse(_decode(self.path.read_bytes()), str(self.path))
             self._seen = seen
         return self._value
 
@@ -106,8 +107,30 @@ def account_table(text: str, name: str) -> dict[str, tuple[str, str]]:
     return {key: (value, f"{name}:{n}") for key, (n, value) in colon_map(parse_list(text)).items()}
 
 
+def domain_cdb(text: str, name: str) -> Cdb:
+    """Make a cdb of what a ControlFile read: the keys are domains. Raises ConfigError."""
+    found = compiled(text, name)
+    if found is None:
+        raise ConfigError(Problem("is no cdb: a list of domains is named by `file`", Place(name)))
+    return found
+
+
+def compiled(text: str, name: str) -> Cdb | None:
+    """Make a cdb of what a ControlFile read, if it is one and no list. Raises ConfigError."""
+    data = text.encode("utf-8", "surrogateescape")
+    try:
+        return Cdb(data) if is_cdb(data) else None
+    except ValueError as error:
+        raise ConfigError(Problem(str(error), Place(name))) from error
+
+
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text("utf-8", "surrogateescape")
+        return _decode(path.read_bytes())
     except FileNotFoundError:
         return None
+
+
+def _decode(data: bytes) -> str:
+    """Keep every byte: qmail takes no CR for a line end, and a cdb is all bytes."""
+    return data.decode("utf-8", "surrogateescape")

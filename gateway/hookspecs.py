@@ -164,7 +164,7 @@ class Stages:
     def queued(self, entry: Entry) -> None:
         """A message is on stable storage."""
 
-    @_stage("transform", "unchanged", ("percenthack", "locals", "virtual_domains", "aliases", ...))
+    @_stage("transform", "unchanged", ("rcpthosts", "percenthack", "locals", "virtual_domains", "aliases", ...))
     def rewrite(self, recipient: Recipient) -> Recipient | list[Recipient] | None:
         """Change where a recipient points; a list replaces it by several. No side effects.
 

@@ -67,6 +67,11 @@ class Gateway(Block):
     workers: Annotated[Literal["auto", 1], BeforeValidator(_one_worker)] = "auto"
     #: The user to become when started as root.
     user: str = ""
+    #: What stands in the banner, and in the replies to HELO and EHLO; its first word should be a host name.
+    #: The hostname unless given.
+    greeting: Annotated[str, Field(pattern=r"^[!-~][ -~]*$", max_length=400)] = Field(
+        default_factory=lambda data: data["hostname"]
+    )
     #: Where double bounces and mail for a postmaster without an account go; `postmaster@` and the host name
     #: unless given.
     postmaster: MailAddress = Field(default_factory=lambda data: f"postmaster@{data['hostname']}")
@@ -86,8 +91,8 @@ class Listener(Block):
 class Limits(Block):
     """`limits:` what one client, session or message may take."""
 
-    #: The largest message, as SIZE announces it; more is refused with 552 5.3.4.
-    message_size: Size = Field(default=50 * 1024**2, gt=0)
+    #: The largest message, as SIZE announces it; more is refused with 552 5.3.4. 0 is no limit.
+    message_size: Size = Field(default=50 * 1024**2, ge=0)
     #: Recipients of one message; more are told 452 4.5.3 and come in a message of their own.
     recipients: int = Field(default=1000, gt=0)
     #: Sessions at one time, of all clients together; more are told 421.
@@ -159,6 +164,8 @@ class Plugins(Block):
 class Settings(Block):
     """The core sections, validated and frozen; plugins read their own by `Tree.section`."""
 
+    #: A directory of qmail's control files, which counts below what stands here: `/var/qmail/control`.
+    qmail_control: ConfigPath | None = None
     #: Who this gateway is, and where it keeps things.
     gateway: Gateway = Field(default_factory=Gateway)
     #: The addresses that the gateway serves.

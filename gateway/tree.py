@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from gateway.errors import ConfigError, Place, Problem
 from gateway.faults import hint, problems_of
 from gateway.options import masked
+from gateway.qmail_control import beneath
 from gateway.yamltree import Node, compose, dotted, merge, spellings
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Tree:
         problems += spellings(root, UNIQUE)
         if problems:
             raise ConfigError(problems)
+        beneath(root, base)
         return cls(root, base)
 
     def sections(self) -> list[str]:

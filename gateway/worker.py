@@ -253,7 +253,7 @@ class Worker:
         server = Server(
             self.reception,
             self.settings.limits,
-            self.settings.gateway.hostname,
+            self.settings.gateway.greeting,
             listener.name,
             listener.protocol,
             loop,
@@ -302,7 +302,7 @@ class Worker:
             for one in listening:
                 one.close()
         for server, _ in self._servers.values():
-            server.limits, server.hostname = self.settings.limits, self.settings.gateway.hostname
+            server.limits, server.greeting = self.settings.limits, self.settings.gateway.greeting
         for endpoint, sockets in opened.items():
             await self._serve(endpoint, sockets)
 

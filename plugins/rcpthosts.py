@@ -1,8 +1,9 @@
 """rcpthosts: take mail for our own domains. Replaces the rcpthosts test of qmail-smtpd.
 
-Options: `domains`, and `file` (control/rcpthosts, seen anew when it changes); both count. `.example.org`
-stands for every domain below example.org, at any depth, and not for example.org itself. Without any entry
-no domain is ours: unlike qmail, a missing list never opens the relay.
+Options: `domains`, `file` (control/rcpthosts) and `cdb` (control/morercpthosts.cdb), both seen anew when
+they change; all count. `.example.org` stands for every domain below example.org, at any depth, and not for
+example.org itself. Without any entry no domain is ours: unlike qmail, a missing list never opens the relay.
+`localiphost` is the domain that stands in for `[192.0.2.1]`, where that is an address of this host.
 
 An address without a domain is local by definition and accepted; the empty address is not. This plugin only
 ever accepts: the refusal (553 5.7.1, reason `relay`) is what is said when nobody has accepted.
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
-from gateway import Accept, Plugin, Section, controls, hookimpl, lower
+from gateway import Accept, Plugin, Section, controls, hookimpl, lower, own_addresses
 
 if TYPE_CHECKING:
     from gateway import Context, Recipient
 
+#: An address literal as qmail reads one: four numbers of any length (qmail spec 1.10).
+_LITERAL = re.compile(r"(.*@)\[(\d+)\.(\d+)\.(\d+)\.(\d+)\]", re.DOTALL | re.ASCII)
 _DOMAIN = re.compile(r"\.?[^\s@:.]+(?:\.[^\s@:.]+)*")
 
 
@@ -36,6 +39,10 @@ class Settings(Section):
     domains: list[Annotated[str, AfterValidator(_domain)]] = []
     #: A file of such domains, in the syntax of qmail's control/rcpthosts.
     file: str = ""
+    #: A cdb of such domains, as qmail-newmrh makes it.
+    cdb: str = ""
+    #: The domain of recipients at `[an address of this host]`; "" for none. Default: the gateway's own name.
+    localiphost: str | None = None
 
 
 class Rcpthosts(Plugin[Settings]):
@@ -48,23 +55,43 @@ class Rcpthosts(Plugin[Settings]):
             domain: str(self.place("domains", number) or self.stem)
             for number, domain in enumerate(self.settings.domains)
         }
-        self._file = None
+        self._file = self._cdb = None
         if self.settings.file:
             path = self.site.base / self.settings.file
             place = self.place("file")
             self._file = controls.ControlFile(path, controls.domain_table, "rcpthosts.file", place)
+        if self.settings.cdb:
+            path = self.site.base / self.settings.cdb
+            self._cdb = controls.ControlFile(path, controls.domain_cdb, "rcpthosts.cdb", self.place("cdb"))
 
     @hookimpl
     def relay(self, recipient: Recipient) -> Accept | None:
         """Accept for one of our domains, and for an address without a domain."""
-        address = recipient.address
+        renamed = self.rewrite(recipient)
+        address = (renamed or recipient).address
         if "@" not in address:
             return Accept(rule="no domain") if address else None
         for key in controls.domain_keys(address.domain):
             if place := self._place_of(key):
-                return Accept(rule=f"{place}: {key}")
+                return Accept(recipient=renamed, rule=f"{place}: {key}")
         return None
 
+    @hookimpl
+    def rewrite(self, recipient: Recipient) -> Recipient | None:
+        """Name the domain of a recipient at an address of this host; here too, as relay clients use it."""
+        host = self.site.hostname if self.settings.localiphost is None else self.settings.localiphost
+        match = _LITERAL.fullmatch(recipient.address) if host else None
+        if match is None:
+            return None
+        ip = ".".join(str(int(number[-9:]) % 256) for number in match.groups()[1:])
+        if ip != "0.0.0.0" and ip not in own_addresses():  # noqa: S104 - qmail takes it for this host
+            return None
+        return recipient.at(match[1] + host, rule=f"{self.place('localiphost') or 'rcpthosts'}: [{ip}]")
+
     def _place_of(self, key: str) -> str | None:
-        place = self._inline.get(key)
-        return place if place or not self._file else self._file.get().get(key)
+        if place := self._inline.get(key):
+            return place
+        if self._file and (place := self._file.get().get(key)):
+            return place
+        found = self._cdb.get().get(key.encode("utf-8", "surrogateescape")) if self._cdb else None
+        return None if found is None else self.settings.cdb

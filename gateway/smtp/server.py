@@ -58,18 +58,18 @@ class Server:
         self,
         reception: Reception,
         limits: Limits,
-        hostname: str,
+        greeting: str,
         listener_name: str,
         protocol: str,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.reception = reception
         self.limits = limits
-        self.hostname = hostname
+        #: Our name, and what a site wants said behind it.
+        self.greeting = greeting
         self.listener_name = listener_name
         self.protocol = protocol
         self.loop = loop
-        self.greeting = Reply(220, "", f"{hostname} ESMTP")
         self.closing = False
         self.connections: set[Connection] = set()
         self._empty = asyncio.Event()
@@ -327,15 +327,16 @@ class Connection(SMTP):
     # The commands, as the table at the end names them
 
     async def _greet(self) -> Reply:
-        return self._reply(await self._reception.connect(self._session), "connect", self._server.greeting)
+        banner = Reply(220, "", f"{self._server.greeting} ESMTP")
+        return self._reply(await self._reception.connect(self._session), "connect", banner)
 
     async def helo(self, name: str) -> Reply:
         """Greet (RFC 5321 section 4.1.1.1)."""
-        return await self._hello(name, Reply(250, "", self._server.hostname), extended=False)
+        return await self._hello(name, Reply(250, "", self._server.greeting), extended=False)
 
     async def ehlo(self, name: str) -> Reply:
         """Greet, and list the extensions."""
-        lines = [self._server.hostname, "PIPELINING", f"SIZE {self._message_size()}", *_EXTENSIONS]
+        lines = [self._server.greeting, "PIPELINING", f"SIZE {self._message_size()}", *_EXTENSIONS]
         return await self._hello(name, Reply(250, "", "\n".join(lines)), extended=True)
 
     async def _hello(self, name: str, accepted: Reply, *, extended: bool) -> Reply:

@@ -1,6 +1,6 @@
 """accounts: say who controls a local part. Replaces qmail-getpw and users/assign.
 
-Options, in the order in which they are asked: `assign` (a file in the syntax of qmail's users/assign),
+Options, in the order in which they are asked: `assign` (qmail's users/assign, or the users/cdb made of it),
 `virtual` (accounts that are no system users), `system` and `break` (users of this machine), `alias` (who gets
 what nobody else has). The first that knows a local part has it.
 
@@ -15,7 +15,6 @@ the extension `joe-tag`.
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,7 +62,7 @@ class Settings(Section):
     #: Gets every local part that nobody else has, whole, as its extension; unless given, `alias` in the state
     #: folder.
     alias: Home | None = None
-    #: A file in the syntax of qmail's users/assign; seen anew when it changes.
+    #: qmail's users/assign, or the users/cdb that qmail-newu makes of it; seen anew when it changes.
     assign: str = ""
     #: Name -> account.
     virtual: dict[str, VirtualAccount] = {}
@@ -97,11 +96,10 @@ class Accounts(Plugin[Settings]):
             found = await asyncio.to_thread(find_user, local_part, self.settings.separator)
             if found:
                 return found
-        # The default alias is ours, also before the first start has made its home.
-        default = Home(home=str(self.site.state / "alias"), uid=os.geteuid(), gid=os.getegid())
-        alias = self.settings.alias or default
-        if self.settings.alias is None and not (self.site.state / "alias").is_dir():
+        home = self.site.state / "alias"
+        if self.settings.alias is None and not home.is_dir():
             return None  # no gateway has run here yet, so `check` asks
+        alias = self.settings.alias or Home(home=str(home))
         return self._account("alias", alias, "-", local_part, f"{self.place('alias') or 'accounts'}")
 
     def _virtual(self, local: str) -> Account | None:

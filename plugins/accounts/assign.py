@@ -1,14 +1,20 @@
-"""Reads `users/assign`: who controls which local parts (qmail spec 6.2). Pure: no IO."""
+"""Reads `users/assign` and `users/cdb`: who controls which local parts (qmail spec 6.2). Pure: no IO."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from gateway import Account, lower
+from gateway import Account, controls, lower
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: A line needs this many colons: one behind the key, six behind the strings.
 COLONS = 7
+#: user, uid, gid, home, dash, ext.
+STRINGS = 6
 
 
 class AssignError(ValueError):
@@ -46,7 +52,10 @@ class Assignments:
 
 
 def parse_assign(text: str, name: str = "users/assign") -> Assignments:
-    """Read a whole file; the first of two lines with one key wins. Raises AssignError."""
+    """Read a whole file, the source or a cdb; the first of two lines with one key wins. Raises AssignError."""
+    cdb = controls.compiled(text, name)
+    if cdb is not None:
+        return _compiled(cdb, name)
     found = Assignments()
     for number, line in enumerate(text.split("\n"), 1):
         if line.startswith("."):
@@ -54,6 +63,23 @@ def parse_assign(text: str, name: str = "users/assign") -> Assignments:
         kind, key, account = _line(line, number, name)
         (found.prefixes if kind == "+" else found.exact).setdefault(lower(key), account)
     raise AssignError(text.count("\n") + 1, "the last line must be a dot")
+
+
+def _compiled(records: Iterable[tuple[bytes, bytes]], name: str) -> Assignments:
+    """Make accounts of a cdb: `!local` and a NUL is an exact key, `!loc` a prefix, "" qmail's own index."""
+    found = Assignments()
+    for raw, value in records:
+        key = raw.decode("utf-8", "surrogateescape")
+        if not key.startswith("!"):
+            continue
+        strings = value.decode("utf-8", "surrogateescape").split("\0")[:STRINGS]
+        if len(strings) < STRINGS:
+            raise AssignError(0, f"{name}: the record of {key[1:]} is not whole")
+        user, uid, gid, home, dash, ext = strings
+        account = Account(user, _number(uid), _number(gid), home, dash, ext, f"{name}: {key[1:]}")
+        table = found.exact if key.endswith("\0") else found.prefixes
+        table.setdefault(key[1:].removesuffix("\0"), account)
+    return found
 
 
 def _line(line: str, number: int, name: str) -> tuple[str, str, Account]:

@@ -3,7 +3,7 @@
 Replaces tcpserver's rules with RELAYCLIENT and DATABYTES.
 
 Options: `clients` (networks, forward-confirmed host names, or either with limits of their own) and `rules`
-(a tcprules source file, seen anew when it changes). Nobody may relay by default. A deny in the rules wins
+(a file of tcprules, source or cdb, seen anew when it changes). Nobody may relay by default. A deny in the rules wins
 over everything. A client's name is looked up only when an entry needs it, and any doubt about it means no
 relay.
 
@@ -34,7 +34,7 @@ class Settings(Section):
 
     #: Who may send to anywhere: networks, host names, or `{networks: [...], hosts: [...], senders: [...]}`.
     clients: list[Client] = []
-    #: A file of tcpserver rules, in the source syntax of tcprules.
+    #: A file of tcpserver rules: the source that tcprules reads, or the cdb that it makes.
     rules: str = ""
 
 

@@ -1,4 +1,4 @@
-"""The rules of tcpserver, read from their source text (qmail spec section 2). Pure: no IO.
+"""The rules of tcpserver, read from their source text or from tcprules' cdb (qmail spec section 2). Pure: no IO.
 
 Keys are compared as they stand. The first rule for an address counts; a lookup tries the keys in tcpserver's
 order and takes the first that is there.
@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway import ConfigError, Place, Problem
+from gateway import ConfigError, Place, Problem, controls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 HIGHEST = 255
 
@@ -44,7 +44,13 @@ class Rules:
 
     @classmethod
     def parse(cls, text: str, file: str) -> Rules:
-        """Read the source text. Raises ConfigError with every line that tcprules would not compile."""
+        """Read the source text, or a cdb.
+
+        Raises ConfigError with every line that tcprules would not compile.
+        """
+        cdb = controls.compiled(text, file)
+        if cdb is not None:
+            return cls(_compiled(cdb, Place(file)))
         rules: dict[str, Rule] = {}
         problems = []
         for number, line in enumerate(text.split("\n"), 1):
@@ -84,6 +90,20 @@ def _keys(ip: str, host: str | None, info: str | None) -> Iterator[str]:
         yield from (f"={host[at:]}" for at in range(len(host)) if host[at] == ".")
         yield "="
     yield ""
+
+
+def _compiled(records: Iterable[tuple[bytes, bytes]], place: Place) -> dict[str, Rule]:
+    """Make rules of a cdb: a value is `D` for deny, or `+NAME=value` with a NUL behind each."""
+    rules: dict[str, Rule] = {}
+    try:
+        for raw, value in records:
+            key, words = raw.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")
+            pairs = [word[1:].partition("=") for word in words.split("\0") if word.startswith("+")]
+            variables = tuple((name, content) for name, _, content in pairs)
+            rules.setdefault(key, Rule(key, not words.startswith("D"), variables, place))
+    except ValueError as error:
+        raise ConfigError(Problem(str(error), place)) from error
+    return rules
 
 
 def _parse_line(line: str, place: Place) -> list[Rule]:

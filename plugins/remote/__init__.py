@@ -16,12 +16,22 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from gateway import Address, DialogueError, Duration, FileBody, Outcome, Plugin, Route, Section, hookimpl
+from gateway import (
+    Address,
+    DialogueError,
+    Duration,
+    FileBody,
+    Outcome,
+    Plugin,
+    Route,
+    Section,
+    hookimpl,
+    own_addresses,
+)
 from gateway.smtp import Connection, Envelope, Timeouts, Verdict, opportunistic_tls
 
 from .hosts import find_targets
 from .idle import Idle
-from .interfaces import own_addresses
 from .routes import Domain, Hop, Relay, find_hop, read_routes
 
 if TYPE_CHECKING:
