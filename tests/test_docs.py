@@ -4,10 +4,12 @@ In a block of `console` each line that begins with `$ ` is run beside a running 
 come in this order among what it prints, where `...` stands for anything and spaces for any space.
 """
 
+import asyncio
 import datetime as dt
 import os
 import re
 import shutil
+import smtplib
 import socket
 import subprocess
 import sys
@@ -16,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway import Defer, Stages
+from gateway import Defer, Disconnect, Recipient, Stages
 from gateway.testing import Bench, transaction
 from gateway.testing.fakes import FakeClock, FakeDns
+from gateway.testing.hosts import ScriptedHost
+from gateway.worker import Configuration, Worker
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -160,9 +164,9 @@ def bench(tmp_path):
 
 def plugin(page):
     """Give the settings and the plugin that a page shows, whole: the docstring begins with the stem."""
-    (source,) = [text for text in blocks(page, "python") if text.startswith('"""')]
+    sources = [text for text in blocks(page, "python") if text.startswith('"""')]
     (yaml,) = blocks(page, "yaml")
-    return yaml, {source[3:].partition(":")[0]: source}
+    return yaml, {source[3:].partition(":")[0]: source for source in sources}
 
 
 async def test_the_plugin_of_the_readme_defers_bulk_mail_on_fridays_alone(bench):
@@ -181,3 +185,63 @@ def test_the_plugin_of_the_readme_is_ten_lines():
         line for line in source.splitlines() if line.strip() and not line.strip().startswith(("#", '"""'))
     ]
     assert len(code) <= 10
+
+
+async def test_the_trap_of_the_page_refuses_and_remembers(bench):
+    yaml, files = plugin("docs/plugins.md")
+    chain = bench.chain(yaml, spam_traps=files["spam_traps"])
+    one, other = transaction(), transaction()
+    assert (await chain.ask(Stages.rcpt, one, Recipient.of("No.One@example.org"))).value.reason == "trap"
+    again = transaction()
+    again.session = one.session
+    assert (await chain.ask(Stages.mail, again)).value == Disconnect(
+        "5.7.0", "not you again", reason="trapped"
+    )
+    assert (await chain.ask(Stages.mail, other)).value is None
+
+
+async def test_the_test_of_the_page_passes(tmp_path):
+    _, files = plugin("docs/plugins.md")
+    source = tmp_path / "spam_traps.py"
+    source.write_text(files["spam_traps"])
+    (text,) = [text for text in blocks("docs/plugins.md", "python") if "def test_" in text]
+    names = {"SOURCE": source}
+    exec(compile(text, "docs/plugins.md", "exec"), names)
+    await names["test_a_trap_is_refused"](tmp_path)
+
+
+async def test_the_diary_of_the_page_sees_a_running_gateway(tmp_path):
+    """The stages that nothing bundled uses: reset, disconnect, queued, outgoing."""
+    _, files = plugin("docs/plugins.md")
+    (tmp_path / "plugins").mkdir(mode=0o755)
+    (tmp_path / "plugins" / "diary.py").write_text(files["diary"])
+    (tmp_path / "conf.d").mkdir()
+    (port,) = free_ports(1)
+    async with ScriptedHost() as host:
+        (tmp_path / "conf.d" / "site.yaml").write_text(SITE.format(port=port, host=host.port))
+        worker = Worker(Configuration.load(tmp_path / "conf.d"))
+        await worker.start()
+        await asyncio.to_thread(visit, port)
+        await asyncio.wait_for(host.ended.wait(), 10)
+        await worker.stop()
+    assert host.contents[0].startswith(b"X-Attempt: 1\r\nReceived: ")
+    lines = (tmp_path / "var" / "diary" / "lines").read_text().splitlines()
+    assert lines == ["bob@example.com gave up", "ann@example.com sent a message", "127.0.0.1 left"]
+
+
+SITE = """\
+gateway: {{hostname: mail.example.org, state: var}}
+listeners: [{{protocol: smtp, address: "127.0.0.1:{port}"}}]
+plugins: {{folders: [plugins]}}
+relay_control: {{clients: [127.0.0.1]}}
+remote: {{routes: {{"": "127.0.0.1:{host}"}}}}
+"""
+
+
+def visit(port):
+    """Give up one message, and send another."""
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+        client.ehlo("client.example")
+        client.mail("bob@example.com")
+        client.rset()
+        client.sendmail("ann@example.com", ["friend@elsewhere.example"], "Subject: hello\r\n\r\nhello\r\n")

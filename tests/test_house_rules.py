@@ -21,7 +21,8 @@ DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
     "errors decision address message envelope units events options interfaces cdb controls yamltree "
     "qmail_control faults tree settings journal log services counters hookspecs plugin chain loader "
-    "routing queue smtp milter reception listeners operations qmail drops submit worker control supervisor testing commands"
+    "routing queue smtp milter reception listeners operations qmail drops submit worker control "
+    "supervisor testing commands"
 ).split()
 PURE = [
     "gateway/address.py",
