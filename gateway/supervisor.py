@@ -14,6 +14,7 @@ import uvloop
 from gateway.control import Control
 from gateway.errors import ConfigError, GatewayError, Problem
 from gateway.listeners import close_sockets, open_sockets
+from gateway.submit import Submit
 from gateway.worker import Worker
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ async def _serve(
 ) -> None:
     worker = Worker(configuration, sockets)
     control = Control(worker)
+    submit = Submit(worker)
     ended = asyncio.Event()
     reasons: list[str] = []
     reloads: set[asyncio.Task[None]] = set()
@@ -100,12 +102,14 @@ async def _serve(
     async with beside():
         await worker.start()
         await control.start(configuration.settings.gateway.state)
+        await submit.start()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end, number.name)
         loop.add_signal_handler(signal.SIGHUP, reload)
         ready()
         await ended.wait()
+        await submit.stop()
         await control.stop()
         await worker.stop(reasons[0])
 

@@ -8,6 +8,8 @@ no recipient sees another.
 
 from __future__ import annotations
 
+import contextlib
+import pwd
 import re
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 #: The longest name or address that goes into a field; a line may have 998 octets (RFC 5322 section 2.1.1).
 LONGEST = 255
 
+_QMAIL_USERS = {"alias": "by alias", "qmaild": "from network", "qmails": "for bounce"}
 _UNSAFE = re.compile(rb"[^A-Za-z0-9.@%+/=:\[\]-]")
 
 
@@ -47,6 +50,9 @@ def _rfc(transaction: Transaction, hostname: str, now: datetime) -> str:
     session = transaction.session
     if session is None:
         return f"by {hostname} ({_birth(transaction)})\n\tid {transaction.id};\n\t{format_datetime(now)}"
+    if session.protocol == "submit":
+        who = _invoker(session.user)
+        return f"by {hostname} (submit {who})\n\tid {transaction.id};\n\t{format_datetime(now)}"
     helo = _safe(session.helo) or "unknown"
     tls = f" ({session.tls})" if session.tls else ""
     return (
@@ -64,10 +70,21 @@ def _qmail(transaction: Transaction, hostname: str, now: datetime) -> str:
     if session is None:
         who = "for bounce" if transaction.origin == "bounce" else "by alias"
         return f"(qmail {transaction.id} invoked {who}); {date}"
+    if session.protocol == "submit":
+        return f"(qmail {transaction.id} invoked {_invoker(session.user)}); {date}"
     host = _safe(session.client.name) or "unknown"
     helo = _safe(session.helo)
     said = f" (HELO {helo})" if helo and helo.lower() != host.lower() else ""
     return f"from {host}{said} ({_safe(session.client.ip) or 'unknown'})\n  by {hostname} with SMTP; {date}"
+
+
+def _invoker(user: str) -> str:
+    """Say who ran qmail-queue; qmail has words of its own for some of its users."""
+    if user in _QMAIL_USERS:
+        return _QMAIL_USERS[user]
+    with contextlib.suppress(KeyError):
+        return f"by uid {pwd.getpwnam(user).pw_uid}"
+    return f"by uid {_safe(user.removeprefix('uid '))}"  # no user has this number any more
 
 
 def _safe(text: str) -> str:
