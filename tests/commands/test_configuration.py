@@ -160,6 +160,7 @@ def test_check_has_nothing_to_say_against_a_good_site(site):
 def test_check_warns(site, yaml, warning):
     (site.home("xyz") / ".qmail-default").unlink()
     site.home("xyz", sales="./Maildir/\n")
+    (site.base / "var").mkdir()
     site.write("50.yaml", yaml)
     said = site.mailward("check")
     assert warning.format(base=site.base, owner=os.geteuid()) in said

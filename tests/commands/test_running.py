@@ -41,6 +41,8 @@ def waiting(site, running):
     port = running()
     send(port, "joe@elsewhere.example")
     (deferred,) = until(lambda: events(site, "delivery.deferred"))
+    # The event is on disk before the recipient's new state is.
+    until(lambda: {row["state"] for row in control.call(site.base / "var", "queue.stats")} == {"queued"})
     return deferred["message"]
 
 
