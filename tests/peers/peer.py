@@ -1,6 +1,5 @@
 """A gateway process of its own, and what all tests with other mail programs share."""
 
-import json
 import mailbox
 import os
 import random
@@ -10,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from gateway import control, journal
 
 #: As root the gateway becomes this user, and the homes are his.
 USER = "nobody"
@@ -128,13 +129,20 @@ class Gateway:
 
     def events(self, having, *names):
         """Give the journal's events about an address or a message, of these names."""
-        lines = self.mailward("trace", having, "--json").splitlines()
-        found = [json.loads(line) for line in lines]
-        return [event for event in found if not names or event["event"] in names]
+        read = journal.read(self.state / "journal", having=having)
+        return [event for event in read if not names or event["event"] in names]
+
+    def queued(self):
+        """Give what waits in the queue, as `queue list --json` prints it."""
+        return list(control.call(self.state, "queue.list"))
 
     def idle(self):
         """Wait until the queue is empty."""
-        eventually(lambda: not self.mailward("queue", "list", "--json").strip())
+        eventually(lambda: not self.queued())
+
+    @property
+    def state(self):
+        return self.folder / "var"
 
 
 def eventually(wanted, patience=_PATIENCE):

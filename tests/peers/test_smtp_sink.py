@@ -99,5 +99,5 @@ def test_a_host_in_a_mood_delays_mail_and_never_loses_it(relay, options):
     gateway = relay(*options, plugins={"quadratic_retry": SOON})
     send(gateway, ["friend@elsewhere.example"], b"Subject: later\n\nx\n")
     eventually(lambda: len(gateway.events("friend@elsewhere.example", "delivery.deferred")) > 1)
-    assert len(gateway.mailward("queue", "list", "--json").splitlines()) == 1
+    assert len(gateway.queued()) == 1
     assert gateway.messages() == {}
