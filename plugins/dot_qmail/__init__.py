@@ -66,7 +66,7 @@ class DotQmail(Plugin[Settings]):
     @hookimpl
     async def deliver(self, delivery: Delivery) -> list[Outcome]:
         """Deliver to each recipient, and say what is to be forwarded."""
-        return list(await asyncio.gather(*(self._deliver(delivery, one) for one in delivery.recipients)))
+        return [await self._deliver(delivery, one) for one in delivery.recipients]
 
     async def explain(self, recipient: Recipient) -> list[str]:
         """Say which file and lines would take this mail, for `mailward address`; raises on doubt."""

@@ -7,13 +7,9 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .failure import TEMPORARY, DeliveryError, NoMailboxError
 from .parser import candidates, safe_extension
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 #: A bigger `.qmail` file is taken for a mistake.
 LONGEST_FILE = 4 * 1024 * 1024
@@ -85,25 +81,26 @@ def _read(path: str) -> tuple[str, bool] | None:
         if error.errno in TEMPORARY or error.errno in (errno.EPERM, errno.EACCES):
             raise DeliveryError("4.3.0", "a .qmail file cannot be read") from error
         return None
-    mode = os.fstat(number).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(number)
-        return None
-    with os.fdopen(number, "rb") as file:
-        if mode & stat.S_IWOTH:
-            raise DeliveryError("4.7.0", "a .qmail file is writable for everybody")
-        raw = _contents(file)
-    return raw.decode("utf-8", "surrogateescape"), bool(mode & stat.S_IXUSR)
-
-
-def _contents(file: BinaryIO) -> bytes:
     try:
-        raw = file.read(LONGEST_FILE + 1)
+        return _regular(number)
+    finally:
+        os.close(number)
+
+
+def _regular(number: int) -> tuple[str, bool] | None:
+    """Read an open file; None when it is no regular one. Raises DeliveryError when it may not be trusted."""
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    if status.st_mode & stat.S_IWOTH:
+        raise DeliveryError("4.7.0", "a .qmail file is writable for everybody")
+    if status.st_size > LONGEST_FILE:
+        raise DeliveryError("4.3.0", "a .qmail file is too large")
+    try:
+        raw = os.read(number, status.st_size)
     except OSError as error:
         raise DeliveryError("4.3.0", "a .qmail file cannot be read") from error
-    if len(raw) > LONGEST_FILE:
-        raise DeliveryError("4.3.0", "a .qmail file is too large")
-    return raw
+    return raw.decode("utf-8", "surrogateescape"), bool(status.st_mode & stat.S_IXUSR)
 
 
 def _exists(path: str) -> bool:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Clocks of file servers may differ from ours by this many seconds.
 SKEW = 60.0
+#: A message of usual size is one write.
+BUFFER = 64 * 1024
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def deliver(folder: Path, name: str, chunks: Iterable[bytes], *, since: float) -> None:
@@ -60,12 +63,15 @@ def is_there(folder: Path, name: str, *, since: float) -> bool:
 def write(folder: Path, name: str, chunks: Iterable[bytes]) -> None:
     """Write `tmp/name` and fsync it; what a dead attempt left there is dropped first."""
     path = folder / "tmp" / name
-    path.unlink(missing_ok=True)
-    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(number, "wb") as file:
+    try:
+        number = os.open(path, NEW, 0o600)
+    except FileExistsError:
+        path.unlink()
+        number = os.open(path, NEW, 0o600)
+    with os.fdopen(number, "wb", BUFFER) as file:
         file.writelines(chunks)
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(number)
 
 
 def sync_folder(path: Path) -> None:

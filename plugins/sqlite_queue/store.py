@@ -220,7 +220,11 @@ class SqliteQueue(Queue):
 
     async def next_due(self) -> float | None:
         """When the earliest unclaimed recipient is due."""
-        return 0.0 if self._fresh else await self._read(Shard.next_due)
+        if self._fresh:
+            return 0.0
+        if self._next > self._now():
+            return None if self._next == math.inf else self._next
+        return await self._read(Shard.next_due)
 
     async def get(self, entry_id: str) -> Entry | None:
         """Give one entry with its message."""
