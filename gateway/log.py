@@ -19,6 +19,8 @@ import structlog
 from gateway.errors import ConfigError
 from gateway.events import LibraryLogged, PluginLogged
 from gateway.journal.line import clean, dump, summary
+from gateway.journal.qmail import QmailLines
+from gateway.settings import Concurrency
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, MutableMapping, Sequence
@@ -47,9 +49,11 @@ _LIFTED = ("session", "message", "recipient", "client_ip", "listener", "user", "
 class Log:
     """The outputs of one gateway, and the loggers that end in its events."""
 
-    def __init__(self, outputs: Iterable[OutputSettings]) -> None:
+    def __init__(
+        self, outputs: Iterable[OutputSettings], concurrency: Callable[[], Concurrency] = Concurrency
+    ) -> None:
         """Open the outputs. Raises ConfigError."""
-        self.outputs = [StreamOutput(str(one.to), _open(one), one.format) for one in outputs]
+        self.outputs = [StreamOutput(str(one.to), _open(one), one.format, concurrency) for one in outputs]
         self._handler: _Handler | None = None
         self._emit: Callable[[Event], None]
 
@@ -78,10 +82,16 @@ class Log:
 class StreamOutput:
     """Writes events to a stream by a thread of its own: a reader that stands still costs mail nothing."""
 
-    def __init__(self, name: str, stream: BinaryIO, form: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        stream: BinaryIO,
+        form: str,
+        concurrency: Callable[[], Concurrency] = Concurrency,
+    ) -> None:
         self.name = name
         self._stream = stream
-        chain = [_record, *_FORMATS[form](stream)]
+        chain = [_record, _qmail(concurrency) if form == "qmail" else _FORMATS[form](stream)]
         self._log = structlog.wrap_logger(
             _Lines(stream), processors=chain, wrapper_class=structlog.BoundLoggerBase
         ).bind()
@@ -191,11 +201,17 @@ def _console(stream: BinaryIO) -> Processor:
     return render
 
 
-#: format -> the processors that make a record into bytes.
-_FORMATS: dict[str, Callable[[BinaryIO], list[Processor]]] = {
-    "json": lambda _: [_json],
-    "console": lambda stream: [_console(stream)],
-}
+def _qmail(concurrency: Callable[[], Concurrency]) -> Processor:
+    lines = QmailLines(concurrency)
+
+    def render(_logger: Any, _name: str, record: MutableMapping[str, Any]) -> bytes:
+        return "".join(f"{line}\n" for line in lines.lines(dict(record))).encode("ascii")
+
+    return render
+
+
+#: format -> the processor that makes a record into bytes.
+_FORMATS: dict[str, Callable[[BinaryIO], Processor]] = {"json": lambda _: _json, "console": _console}
 
 
 def _to_event(

@@ -139,8 +139,8 @@ class Output(Block):
 
     #: Where events go: `stdout`, `stderr` or a file.
     to: Literal["stdout", "stderr"] | ConfigPath
-    #: One JSON object per line, or lines for people.
-    format: Literal["json", "console"] = "json"
+    #: One JSON object per line, lines for people, or the lines that qmail-send wrote.
+    format: Literal["json", "console", "qmail"] = "json"
 
 
 class Journal(Block):

@@ -159,7 +159,7 @@ class Worker:
 
     def _open_journal(self) -> None:
         settings = self.settings
-        self.log = Log(settings.journal.outputs)
+        self.log = Log(settings.journal.outputs, lambda: self.settings.queue.concurrency)
         self.journal = Journal(
             settings.gateway.state / "journal",
             settings.gateway.hostname,
