@@ -217,12 +217,18 @@ async def test_the_diary_of_the_page_sees_a_running_gateway(tmp_path):
     (tmp_path / "plugins" / "diary.py").write_text(files["diary"])
     (tmp_path / "conf.d").mkdir()
     (port,) = free_ports(1)
-    async with ScriptedHost() as host:
+    arrived = asyncio.Event()
+
+    async def take(writer):
+        writer.write(b"250 2.0.0 taken\r\n")
+        arrived.set()
+
+    async with ScriptedHost({".": take}) as host:
         (tmp_path / "conf.d" / "site.yaml").write_text(SITE.format(port=port, host=host.port))
         worker = Worker(Configuration.load(tmp_path / "conf.d"))
         await worker.start()
         await asyncio.to_thread(visit, port)
-        await asyncio.wait_for(host.ended.wait(), 10)
+        await asyncio.wait_for(arrived.wait(), 10)
         await worker.stop()
     assert host.contents[0].startswith(b"X-Attempt: 1\r\nReceived: ")
     lines = (tmp_path / "var" / "diary" / "lines").read_text().splitlines()
