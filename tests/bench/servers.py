@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 NEEDED = ("postfix", "smtp-source", "smtp-sink")
-NOBODY = 65534
+#: As root all runs and delivers as nobody.
+ROOT = os.geteuid() == 0
+OWNER = 65534 if ROOT else os.geteuid()
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 _GATEWAY = """\
@@ -103,7 +105,7 @@ class Maildir:
             self.path.rename(aside)
         for path in (self.path, *(self.path / part for part in ("tmp", "new", "cur"))):
             path.mkdir()
-            os.chown(path, NOBODY, NOBODY)
+            os.chown(path, OWNER, -1)
 
     def count(self):
         return sum(1 for _ in os.scandir(self.path / "new"))
@@ -114,7 +116,7 @@ class Sink:
 
     def __enter__(self):
         self.port, self._count = free_port(), 0
-        words = ["smtp-sink", "-u", "nobody", "-c", f"127.0.0.1:{self.port}", "1024"]
+        words = ["smtp-sink", *(["-u", "nobody"] if ROOT else []), "-c", f"127.0.0.1:{self.port}", "1024"]
         self._process = subprocess.Popen(words, stdout=subprocess.PIPE)
         threading.Thread(target=self._read, daemon=True).start()
         wait_for(self.port)
@@ -143,16 +145,16 @@ class Gateway:
         self._base = base
         (base / "conf.d").mkdir(parents=True)
         (base / "home").mkdir()
-        os.chown(base / "home", NOBODY, NOBODY)
+        os.chown(base / "home", OWNER, -1)
         (base / "home" / ".qmail-default").write_text("./Maildir/\n")
-        os.chown(base, NOBODY, NOBODY)
+        os.chown(base, OWNER, -1)
         (base / "conf.d" / "site.yaml").write_text(_GATEWAY.format(port=self.port, sink=sink))
         self._mail = Maildir(base / "home" / "Maildir")
         self.fresh, self.count = self._mail.fresh, self._mail.count
 
     def __enter__(self):
         words = [sys.executable, "-m", "gateway.commands", "run", "--conf", self._base / "conf.d"]
-        rights = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        rights = {"user": OWNER, "group": OWNER, "extra_groups": []} if ROOT else {}
         self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=self._base, **rights)
         wait_for(self.port)
         return self
@@ -177,11 +179,11 @@ class Postfix:
         for path in (self._conf, base / "queue", base / "data", base / "mail"):
             path.mkdir(parents=True)
         shutil.chown(base / "data", "postfix")
-        os.chown(base / "mail", NOBODY, NOBODY)
+        os.chown(base / "mail", OWNER, -1)
         daemons = subprocess.run(
             ["postconf", "-dh", "daemon_directory"], check=True, capture_output=True, text=True
         )
-        about = {"base": base, "daemons": daemons.stdout.strip(), "uid": NOBODY, "sink": sink}
+        about = {"base": base, "daemons": daemons.stdout.strip(), "uid": OWNER, "sink": sink}
         (self._conf / "main.cf").write_text(_MAIN.format(**about))
         (self._conf / "master.cf").write_text(_MASTER.format(port=self.port))
         self._pid_file = base / "queue" / "pid" / "master.pid"
