@@ -78,15 +78,16 @@ def quote_local_part(local: str) -> str:
 def parse_path(argument: str, keyword: str) -> tuple[Address, str]:
     """Parse the argument of MAIL (`FROM:<a@b> SIZE=1`) or RCPT (`TO:<a@b>`).
 
-    Returns the address, unquoted, and the text of the parameters behind it. As liberal as
+    Returns the address, unquoted, and the text of the parameters behind it. With "" as keyword any will do,
+    or none. As liberal as
     qmail-smtpd (spec 3.4): either of `<>` may be missing, words before `<` do not count, a source route
     is dropped. Raises AddressError.
     """
     _, bracket, text = argument.partition("<")
     if not bracket:
-        if argument[: len(keyword) + 1].upper() != f"{keyword}:":
+        if keyword and argument[: len(keyword) + 1].upper() != f"{keyword}:":
             raise AddressError(f"syntax: {keyword}:<address>")
-        text = argument[len(keyword) + 1 :].lstrip(" ")
+        text = argument.partition(":")[2].lstrip(" ")
     text = _without_source_route(text)
     end = _terminator(text, ">" if bracket else " ")
     address = Address(_DECODED.sub(lambda m: m[1] or "", text[:end]))

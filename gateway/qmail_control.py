@@ -28,7 +28,8 @@ class Control(NamedTuple):
 
 
 TABLE = {
-    "me": Control("line", ("gateway.hostname",)),
+    # `localiphost` below replaces it, where that file exists.
+    "me": Control("line", ("gateway.hostname", "rcpthosts.localiphost")),
     "smtpgreeting": Control("line", ("gateway.greeting",)),
     "databytes": Control("number", ("limits.message_size",)),
     "timeoutsmtpd": Control("seconds", ("limits.idle",), 1),

@@ -16,7 +16,7 @@ from gateway.units import Address, Duration, Size, Written
 __all__ = ["Block", "ConfigPath", "Option", "Settings", "Tree", "describe", "wrong"]
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-_LATER = ("submission", "lmtp", "milter", "http")
+_LATER = ("submission", "lmtp", "http")
 
 
 def _machine_name() -> str:
@@ -44,7 +44,7 @@ def _one_worker(value: Any) -> Any:
 
 def _known_protocol(value: Any) -> Any:
     if value in _LATER:
-        raise ValueError(f"{value} is for a later version: only smtp is served now")
+        raise ValueError(f"{value} is for a later version: only smtp and milter are served now")
     return value
 
 
@@ -81,7 +81,7 @@ class Listener(Block):
     """One of `listeners:` an address that the gateway serves."""
 
     #: What is spoken there.
-    protocol: Annotated[Literal["smtp"], BeforeValidator(_known_protocol)]
+    protocol: Annotated[Literal["smtp", "milter"], BeforeValidator(_known_protocol)]
     #: Where: `*:25` for all addresses of both families, `127.0.0.1:25`, `[::1]:25`, `unix:/path`.
     address: Address
     #: Its name in events and in `when:`; made of protocol and port unless given.
@@ -101,6 +101,9 @@ class Limits(Block):
     sessions_per_client: int = Field(default=50, gt=0)
     #: Refuse mail from a client that has not said EHLO or HELO.
     helo_required: bool = True
+    #: `strict` is RFC 5321. `liberal` also takes what qmail-smtpd took: another MAIL within a transaction,
+    #: UTF-8 in an address and parameters that nobody announced, HELO without a name, DATA with one, RCPT TO:<>.
+    syntax: Literal["strict", "liberal"] = "strict"
     #: Received fields in a message; one with more goes in circles and is refused with 554 5.4.6.
     hops: int = Field(default=100, gt=0)
     #: Commands in one session that are unknown or malformed; then 421 and the end.

@@ -3,9 +3,10 @@
 Options: `domains`, `file` (control/rcpthosts) and `cdb` (control/morercpthosts.cdb), both seen anew when
 they change; all count. `.example.org` stands for every domain below example.org, at any depth, and not for
 example.org itself. Without any entry no domain is ours: unlike qmail, a missing list never opens the relay.
-`localiphost` is the domain that stands in for `[192.0.2.1]`, where that is an address of this host.
+`localiphost` is the domain that stands in for `[192.0.2.1]`, of recipients and senders, where that is an
+address of this host.
 
-An address without a domain is local by definition and accepted; the empty address is not. This plugin only
+An address without a domain is local by definition and accepted. This plugin only
 ever accepts: the refusal (553 5.7.1, reason `relay`) is what is said when nobody has accepted.
 """
 
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
-from gateway import Accept, Plugin, Section, controls, hookimpl, lower, own_addresses
+from gateway import Accept, Plugin, Recipient, Section, controls, hookimpl, lower, own_addresses
 
 if TYPE_CHECKING:
-    from gateway import Context, Recipient
+    from gateway import Context, Transaction
 
 #: An address literal as qmail reads one: four numbers of any length (qmail spec 1.10).
 _LITERAL = re.compile(r"(.*@)\[(\d+)\.(\d+)\.(\d+)\.(\d+)\]", re.DOTALL | re.ASCII)
@@ -41,8 +42,8 @@ class Settings(Section):
     file: str = ""
     #: A cdb of such domains, as qmail-newmrh makes it.
     cdb: str = ""
-    #: The domain of recipients at `[an address of this host]`; "" for none. Default: the gateway's own name.
-    localiphost: str | None = None
+    #: The domain that stands in for `[an address of this host]`; with "" such an address is nobody's.
+    localiphost: str = ""
 
 
 class Rcpthosts(Plugin[Settings]):
@@ -65,12 +66,19 @@ class Rcpthosts(Plugin[Settings]):
             self._cdb = controls.ControlFile(path, controls.domain_cdb, "rcpthosts.cdb", self.place("cdb"))
 
     @hookimpl
+    def mail(self, transaction: Transaction) -> None:
+        """Name the domain of a sender at an address of this host, as for a recipient."""
+        renamed = self.rewrite(Recipient.of(transaction.sender))
+        if renamed:
+            transaction.sender = renamed.address
+
+    @hookimpl
     def relay(self, recipient: Recipient) -> Accept | None:
         """Accept for one of our domains, and for an address without a domain."""
         renamed = self.rewrite(recipient)
         address = (renamed or recipient).address
         if "@" not in address:
-            return Accept(rule="no domain") if address else None
+            return Accept(rule="no domain")
         for key in controls.domain_keys(address.domain):
             if place := self._place_of(key):
                 return Accept(recipient=renamed, rule=f"{place}: {key}")
@@ -79,14 +87,14 @@ class Rcpthosts(Plugin[Settings]):
     @hookimpl
     def rewrite(self, recipient: Recipient) -> Recipient | None:
         """Name the domain of a recipient at an address of this host; here too, as relay clients use it."""
-        host = self.site.hostname if self.settings.localiphost is None else self.settings.localiphost
+        host = self.settings.localiphost
         match = _LITERAL.fullmatch(recipient.address) if host else None
         if match is None:
             return None
         ip = ".".join(str(int(number[-9:]) % 256) for number in match.groups()[1:])
-        if ip != "0.0.0.0" and ip not in own_addresses():  # noqa: S104 - qmail takes it for this host
+        if ip != "0.0.0.0" and ip not in own_addresses():
             return None
-        return recipient.at(match[1] + host, rule=f"{self.place('localiphost') or 'rcpthosts'}: [{ip}]")
+        return recipient.at(match[1] + host, rule=f"{self.place('localiphost')}: [{ip}]")
 
     def _place_of(self, key: str) -> str | None:
         if place := self._inline.get(key):

@@ -34,17 +34,23 @@ class Refused(Exception):
 
 
 def parse_argument(
-    argument: str, keyword: str, status: str, known: Mapping[str, re.Pattern[str]]
+    argument: str, keyword: str, status: str, known: Mapping[str, re.Pattern[str]], *, strict: bool = True
 ) -> tuple[Address, dict[str, str]]:
-    """Parse the argument of MAIL or RCPT; parameter names in upper case, values as sent. Raises Refused."""
+    """Parse the argument of MAIL or RCPT; parameter names in upper case, values as sent. Raises Refused.
+
+    Unless `strict`, it is read as by qmail-smtpd: no keyword is needed, and unknown parameters do not count.
+    """
     try:
-        address, rest = parse_path(argument, keyword)
+        address, rest = parse_path(argument, keyword if strict else "")
     except AddressError as error:
-        raise Refused(Reply(501, status, str(error)), "syntax") from None
+        refusal = Reply(501, status, str(error)) if strict else Reply(555, "5.5.4", str(error))
+        raise Refused(refusal, "syntax") from None
     params: dict[str, str] = {}
     for word in rest.split():
         name, _, value = word.partition("=")
         name = name.upper()
+        if not strict and (name in params or name not in known or not known[name].fullmatch(value)):
+            continue
         if name not in known:
             raise Refused(replies.UNKNOWN_PARAMETER, "parameter")
         if name in params or not known[name].fullmatch(value):
@@ -53,13 +59,16 @@ def parse_argument(
     return address, params
 
 
-def check_utf8(address: Address, params: Mapping[str, str]) -> None:
-    """Refuse what is neither ASCII nor UTF-8 that was announced (RFC 6531 section 3.4). Raises Refused."""
+def check_utf8(address: Address, params: Mapping[str, str], *, strict: bool = True) -> None:
+    """Refuse what is neither ASCII nor UTF-8 that was announced (RFC 6531 section 3.4). Raises Refused.
+
+    Unless `strict`, nobody needs to announce it.
+    """
     if address.isascii():
         return
     try:
         address.encode()
     except UnicodeEncodeError:
         raise Refused(replies.NOT_UTF8, "syntax") from None
-    if "SMTPUTF8" not in params:
+    if strict and "SMTPUTF8" not in params:
         raise Refused(replies.NEEDS_SMTPUTF8, "smtputf8")

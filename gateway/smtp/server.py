@@ -121,6 +121,7 @@ class Connection(SMTP):
         self._transaction: Transaction | None = None
         self._recipients = self._errors = 0
         self._utf8 = self._waiting = self._in_message = False
+        self._strict = self._limits.syntax == "strict"
         #: Why the session ends once the command under way has its reply; "" while it goes on.
         self._reason = ""
         #: What is said then, besides the reply to the command.
@@ -261,12 +262,15 @@ class Connection(SMTP):
     async def _obey(self, line: bytes | BadLine) -> Reply:
         """Do one command."""
         if isinstance(line, BadLine):
-            return self._refuse("command", _BAD_LINES[line], line.value)
+            reply = _BAD_LINES[line] if self._strict else replies.NOT_IMPLEMENTED
+            return self._refuse("command", reply, line.value)
         verb, _, rest = line.partition(b" ")
         command = COMMANDS.get(verb.upper())
         if command is None:
-            return self._refuse("command", replies.UNKNOWN_COMMAND, "unknown_command")
-        argument = rest.strip(b" ").decode("utf-8", "surrogateescape")
+            reply = replies.UNKNOWN_COMMAND if self._strict else replies.NOT_IMPLEMENTED
+            return self._refuse("command", reply, "unknown_command")
+        rest = rest.strip(b" ") if self._strict else rest.lstrip(b" ")
+        argument = rest.decode("utf-8", "surrogateescape")
         stage = verb.decode().lower()
         refusal = self._check(command, argument)
         if refusal is not None:
@@ -279,7 +283,7 @@ class Connection(SMTP):
             return replies.NO_HELO, "sequence"
         if command.needs == "mail" and self._transaction is None:
             return replies.NO_MAIL, "sequence"
-        if command.argument is not None and command.argument != bool(argument):
+        if self._strict and command.argument is not None and command.argument != bool(argument):
             return (replies.NEEDS_ARGUMENT if command.argument else replies.NO_ARGUMENT), "syntax"
         return None
 
@@ -340,7 +344,7 @@ class Connection(SMTP):
         return await self._hello(name, Reply(250, "", "\n".join(lines)), extended=True)
 
     async def _hello(self, name: str, accepted: Reply, *, extended: bool) -> Reply:
-        if not name.isascii() or not name.isprintable() or len(name) > _LONGEST_HELO:
+        if (self._strict and not name.isascii()) or not name.isprintable() or len(name) > _LONGEST_HELO:
             raise Refused(replies.BAD_HELO, "syntax")
         self._reset()
         decision = await self._reception.helo(self._session, name, extended=extended)
@@ -348,12 +352,13 @@ class Connection(SMTP):
 
     async def mail(self, argument: str) -> Reply:
         """Begin a transaction."""
-        if self._transaction is not None:
+        if self._strict and self._transaction is not None:
             raise Refused(replies.NESTED_MAIL, "sequence")
-        sender, params = parse_argument(argument, "FROM", "5.1.7", MAIL_PARAMETERS)
-        check_utf8(sender, params)
+        sender, params = parse_argument(argument, "FROM", "5.1.7", MAIL_PARAMETERS, strict=self._strict)
+        check_utf8(sender, params, strict=self._strict)
         if int(params.get("SIZE", 0)) > self._message_size() > 0:
             raise Refused(replies.TOO_BIG, "message_size")
+        self._reset()
         self._utf8 = "SMTPUTF8" in params
         transaction, decision = await self._reception.mail(self._session, sender, params)
         reply = self._reply(decision, "mail", replies.SENDER_OK)
@@ -368,10 +373,10 @@ class Connection(SMTP):
         if self._recipients >= self._limits.recipients:
             self._reception.refused(transaction, "limit", replies.TOO_MANY_RECIPIENTS, "recipients")
             return replies.TOO_MANY_RECIPIENTS
-        address, params = parse_argument(argument, "TO", "5.1.3", RCPT_PARAMETERS)
-        if not address:
+        address, params = parse_argument(argument, "TO", "5.1.3", RCPT_PARAMETERS, strict=self._strict)
+        if self._strict and not address:
             raise Refused(replies.NULL_RECIPIENT, "syntax")
-        check_utf8(address, transaction.params)
+        check_utf8(address, transaction.params, strict=self._strict)
         decision = await self._reception.rcpt(transaction, address, params)
         reply = self._reply(decision, "rcpt", replies.RECIPIENT_OK)
         self._recipients += not reply.refused
@@ -410,7 +415,8 @@ class Connection(SMTP):
     async def _receive(self, spool: Spool) -> tuple[Reply, str] | None:
         """Read to the end of the content, in bounded memory whatever comes; give what is wrong with it."""
         content = Content(normalise=self._limits.bare_newlines == "normalise")
-        room = self._message_size() or math.inf
+        # RFC 1870 counts what is on the wire; the spool has the limit, too, and counts what it stores.
+        room = (self._message_size() if self._strict else 0) or math.inf
         fault, data = None, self._lines.rest()
         self._in_message = True
         try:

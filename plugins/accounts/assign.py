@@ -52,7 +52,7 @@ class Assignments:
 
 
 def parse_assign(text: str, name: str = "users/assign") -> Assignments:
-    """Read a whole file, the source or a cdb; the first of two lines with one key wins. Raises AssignError."""
+    """Read a whole file, source or cdb; the first of two lines with one key wins. Raises AssignError."""
     cdb = controls.compiled(text, name)
     if cdb is not None:
         return _compiled(cdb, name)

@@ -3,9 +3,9 @@
 Replaces tcpserver's rules with RELAYCLIENT and DATABYTES.
 
 Options: `clients` (networks, forward-confirmed host names, or either with limits of their own) and `rules`
-(a file of tcprules, source or cdb, seen anew when it changes). Nobody may relay by default. A deny in the rules wins
-over everything. A client's name is looked up only when an entry needs it, and any doubt about it means no
-relay.
+(a file of tcprules, source or cdb, seen anew when it changes). Nobody may relay by default. A deny in the
+rules wins over everything. A client's name is looked up only when an entry needs it, and any doubt about it
+means no relay.
 
 Refusals have the reason `denied` (by the rules), `dns` (a rule needs a name that cannot be looked up now) or
 `rate` (over `max_rate`). Where this plugin has no opinion, the others of the stage decide.

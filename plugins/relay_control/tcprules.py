@@ -1,4 +1,4 @@
-"""The rules of tcpserver, read from their source text or from tcprules' cdb (qmail spec section 2). Pure: no IO.
+"""The rules of tcpserver, read from their source or from tcprules' cdb (qmail spec section 2). Pure: no IO.
 
 Keys are compared as they stand. The first rule for an address counts; a lookup tries the keys in tcpserver's
 order and takes the first that is there.
