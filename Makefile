@@ -14,7 +14,7 @@ run: .venv/installed
 	@exec $(MAILWARD) run --demo
 
 test: .venv/developing
-	.venv/bin/pytest -q -n auto --dist worksteal -m "not slow" tests
+	.venv/bin/pytest -q -n auto --dist worksteal tests
 
 check: .venv/developing
 	.venv/bin/ruff check .
