@@ -83,13 +83,13 @@ class ReplyReader:
 
     def _take(self, line: bytes) -> None:
         match = _LINE.fullmatch(line)
-        code = int(match[1]) if match else 0
-        if not match or (self._lines and code != self._code):
+        if not match:
             raise DialogueError("its reply is no SMTP", "4.5.0", _printable(line)[:KEPT])
-        self._code = code
+        if not self._lines:
+            self._code = int(match[1])
         self._lines.append(_printable(match[3] or b""))
         if match[2] != b"-":
-            self._replies.append(RemoteReply(code, tuple(self._lines)))
+            self._replies.append(RemoteReply(self._code, tuple(self._lines)))
             self._lines = []
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from gateway import Failure, Message
 
-#: Within a report, line ends stay; a CR would end a line twice on the wire.
-_IN_REPORT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+#: Within a report, line ends stay, and the CR of a local program, as with qmail; a host's replies have none.
+_IN_REPORT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 #: A line end behind a line end would end the paragraph; the last byte ends it anyway.
 _EMPTY_LINE = re.compile(r"(?<=\n)\n(?=.)", re.DOTALL)
 

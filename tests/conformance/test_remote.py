@@ -88,7 +88,7 @@ def at_host(case, address):
     local, _, domain = vectors.text(address).rpartition("@")
     return (
         address
-        if not domain or domain.lower() == case["input"]["host"].lower()
+        if "@" not in address or domain.lower() == case["input"]["host"].lower()
         else f"{local}@{case['input']['host']}"
     )
 
