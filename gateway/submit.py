@@ -24,6 +24,7 @@ from gateway.envelope import Client, Entry, Failure, Recipient, Session, Transac
 from gateway.errors import GatewayError
 from gateway.hookspecs import Stages
 from gateway.qmail import envelope, handover
+from gateway.qmail.place import CONTROL
 from gateway.queue.bounce import plain_bounce
 from gateway.reception import about, why
 
@@ -65,6 +66,12 @@ class Submit:
             if private.is_dir():
                 private.chmod(stat.S_IMODE(private.stat().st_mode) & 0o770)
         self._state.chmod(stat.S_IMODE(self._state.stat().st_mode) & 0o771 | 0o011)  # others pass through
+        # What programs complete addresses with, where there are no control files of qmail.
+        control = self._state / os.fsdecode(CONTROL)
+        control.mkdir(exist_ok=True)
+        control.chmod(0o755)
+        (control / "me").write_text(f"{self._worker.settings.gateway.hostname}\n")
+        (control / "me").chmod(0o644)
         drops = self._state / os.fsdecode(handover.DROPS)
         drops.mkdir(exist_ok=True)
         drops.chmod(0o3733)

@@ -47,13 +47,18 @@ def main(name: str, arguments: list[bytes], place: Place) -> int:
     except OptionError as error:
         sys.stderr.write(f"{name}: {error}\n{name}: usage: {name} [ -nNaAhH ] [ -fsender ] [ recip ... ]\n")
         return PERMANENT
+    with open(0, "rb", closefd=False) as file:
+        return inject(name, Injection(place, given, rest), file, file)
+
+
+def inject(name: str, message: Injection, header: BinaryIO, body: BinaryIO) -> int:
+    """Read the header, and queue it with the body; gives the exit code."""
     try:
-        with open(0, "rb", closefd=False) as file:
-            message = Injection(place, given, rest).read(file)
-            if message.printed:
-                _print(message, file)
-            else:
-                queueing.enqueue(place, message.content(file), message.sender, message.recipients)
+        message.read(header)
+        if message.printed:
+            _print(message, body)
+        else:
+            queueing.enqueue(message.place, message.content(body), message.sender, message.recipients)
     except InjectError as error:
         sys.stderr.write(f"{name}: fatal: {error}\n")
         return PERMANENT
@@ -75,37 +80,37 @@ class Injection:
 
     def __init__(self, place: Place, given: list[tuple[str, bytes]], arguments: list[bytes]) -> None:
         self._env = place.env
-        self._place = place
+        self.place = place
         self._letters = place.env.get(b"QMAILINJECT", b"")
         flags = [letter for letter, _ in given]
         #: -n prints the message, the last of -n and -N counts.
         self.printed = [letter for letter in flags if letter in "nN"][-1:] == ["n"]
         mode = ([letter for letter in flags if letter in "aAhH"] or ["A"])[-1]
         self._use_header = mode in "hH" or (mode == "A" and not arguments)
-        self._completion = self._made_completion()
         self._now = time.time()
         self._kept: list[bytes] = []
         self._seen: set[str] = set()
         self._found: dict[bool, list[bytes]] = {False: [], True: []}
         self._shown: list[bytes] = []
         self._return_path: bytes | None = None
-        self._arguments = [] if mode == "h" else [self._complete(one) for one in arguments]
-        senders = [self._complete(value) for letter, value in given if letter == "f"]
-        self._given_sender = senders[-1] if senders else None
+        self._arguments = [] if mode == "h" else arguments
+        self._senders = [value for letter, value in given if letter == "f"]
         self._start = b""
 
-    def read(self, file: BinaryIO) -> Injection:
-        """Read the header. Raises InjectError."""
+    def read(self, file: BinaryIO) -> None:
+        """Read the header, and complete what was given. Raises InjectError."""
+        self._completion = self._made_completion()
+        self._arguments = [self._complete(one) for one in self._arguments]
+        self._senders = [self._complete(one) for one in self._senders]
         fields, self._start = read_header(file)
         for field in fields:
             self._field(name_of(field), field)
-        return self
 
     @property
     def sender(self) -> bytes:
         """The envelope sender."""
-        if self._given_sender is not None:
-            return self._given_sender
+        if self._senders:
+            return self._senders[-1]
         if self._return_path is not None:
             return self._return_path + (b"-@[]" if b"r" in self._letters else b"")
         return self._default_sender()
@@ -259,9 +264,9 @@ class Injection:
         """Give a control file's value: the environment's, the file's, `me`, or the name itself."""
         given = self._env.get(f"QMAIL{name}".upper().encode())
         if given is None:
-            given = self._place.control(name.encode())
+            given = self.place.control(name.encode())
         if given is None:
-            given = self._place.control(b"me")
+            given = self.place.control(b"me")
         return name.encode() if given is None else given
 
     def _first(self, *names: str) -> bytes | None:

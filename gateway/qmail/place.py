@@ -4,6 +4,8 @@ import os
 
 #: Written by `contrib/qmail/install` beside the executables: the path of the state folder.
 MARK = b"mailward-state"
+#: In the state folder: what the gateway says of itself, in the form of control files.
+CONTROL = b"qmail-control"
 _STATE = b"/var/lib/mailward"
 _HOME = b"/var/qmail"
 
@@ -31,8 +33,8 @@ class Place:
 
     def control(self, name: bytes) -> bytes | None:
         """Give the first line of a control file: qmail's own, else what the gateway says of itself."""
-        for folder in (self.home, self.state):
-            line = first_line(os.path.join(folder, b"control", name))
+        for folder in (os.path.join(self.home, b"control"), os.path.join(self.state, CONTROL)):
+            line = first_line(os.path.join(folder, name))
             if line is not None:
                 return line
         return None
