@@ -1,10 +1,9 @@
 """The group `tcprules` of the vectors: what Debian's ucspi-tcp compiled, matched and set."""
 
+import pytest
 import vectors
 
 from gateway.errors import ConfigError
-
-import pytest
 
 
 def answer(rules, ip, host, info):

@@ -127,8 +127,8 @@ async def test_a_session_is_looked_up_once(chain_of, transaction, zones):
 
 
 LIMITED = (
-    "relay_control: {clients: [{networks: [192.0.2.0/24], senders: [example.org, .example.org, joe@example.net],"
-    " recipients: [partner.example]}, {networks: [192.0.2.9]}]}\n"
+    "relay_control: {clients: [{networks: [192.0.2.0/24], senders: [example.org, .example.org,"
+    " joe@example.net], recipients: [partner.example]}, {networks: [192.0.2.9]}]}\n"
 )
 
 

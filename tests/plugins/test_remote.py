@@ -16,8 +16,8 @@ from gateway import (
     Recipient,
     Route,
     Stages,
+    own_addresses,
 )
-from gateway import own_addresses
 from gateway.testing.hosts import ScriptedHost
 
 MESSAGE = Message.parse(b"Subject: t\n\nbody\n")

@@ -125,7 +125,12 @@ LEGITIMATE = [
     for form in (f"{{}}@{OURS}", f" <{{}}@{OURS}>", f'<"{{}}"@{OURS}>', f"<@relay.example:{{}}@{OURS}>")
 ]
 
-SILENT = "from gateway import Plugin, hookimpl\nclass P(Plugin):\n    @hookimpl\n    def relay(self): return None\n"
+SILENT = """
+from gateway import Plugin, hookimpl
+class P(Plugin):
+    @hookimpl
+    def relay(self): return None
+"""
 RAISING = SILENT.replace("return None", "raise RuntimeError")
 WILD = SILENT.replace("return None", "return True")
 SLOW = SILENT.replace(
@@ -251,7 +256,7 @@ async def test_a_relay_plugin_can_be_neither_dry_nor_skipped(gateway, key):
 
 
 async def test_no_allowlist_in_rcpt_opens_the_relay(gateway):
-    source = "from gateway import Accept, Plugin, hookimpl\nclass P(Plugin):\n    @hookimpl\n    def rcpt(self): return Accept()\n"
+    source = SILENT.replace("relay", "rcpt").replace("None", "Accept()").replace("Plugin,", "Accept, Plugin,")
     port, _ = await gateway("allow_all: {before: [people]}\n", allow_all=source)
     elsewhere = [one for one in PROBES if f"@{THEM}>" in one and OURS not in one]
     assert len(elsewhere) > 5
@@ -275,7 +280,7 @@ async def test_the_selected_host_and_network_may_relay(gateway):
         "9.113.0.203.in-addr.arpa": {"PTR": ["trusted.example."]},
         "trusted.example": {"A": ["203.0.113.9"]},
     }
-    anybody = "from gateway import Plugin, hookimpl\nclass P(Plugin):\n    @hookimpl\n    def rcpt(self): return None\n"
+    anybody = SILENT.replace("relay", "rcpt")
     for yaml in (HOSTS, "relay_control: {clients: [203.0.113.0/24]}\n"):
         port, _ = await gateway(yaml, zones, people=anybody)
         assert (await replies(port, [f"<u@{THEM}>"]))[f"<u@{THEM}>"].startswith("250")

@@ -241,7 +241,7 @@ async def test_dry_run_tells_what_it_would_have_said(bench):
 
 
 async def test_transforms_see_each_others_result_and_lists_go_item_by_item(bench):
-    double = "return [recipient.at('a1@' + recipient.address.domain), recipient.at('a2@' + recipient.address.domain)]"
+    double = "return [recipient.at(name + recipient.address.domain) for name in ('a1@', 'a2@')]"
     upper = "return recipient.at(recipient.address.upper())"
     chain = bench.chain(
         "percenthack: {enabled: false}\nlocals: {enabled: false}\nvirtual_domains: {enabled: false}",
@@ -263,11 +263,7 @@ async def test_a_failing_transform_is_told(bench):
 
 
 async def test_observers_never_delay_nor_break_what_they_watch(bench):
-    chain = bench.chain(
-        watch=plugin(
-            "@hookimpl\ndef event(self, event):\n    self.seen = [*getattr(self, 'seen', ()), event.NAME]\n    1 / 0"
-        )
-    )
+    chain = bench.chain(watch=plugin("@hookimpl\ndef event(self, event):\n    1 / 0"))
     from gateway.events import GatewayStarted
 
     chain.emit(GatewayStarted(version="1"))

@@ -1,6 +1,5 @@
 """Finding, loading and reloading plugins: every trap that was measured is a case here."""
 
-import importlib.metadata
 import os
 import sys
 
@@ -31,13 +30,13 @@ def refused(bench, yaml="", **plugins):
     return str(caught.value)
 
 
-def ours(bench):
+def ours():
     return {name for name in sys.modules if name.startswith("mailward_plugins.")}
 
 
 def test_a_file_in_the_folder_runs(bench):
     bench.write({"good": GOOD})
-    assert bench.build().order["mail"] == ["good"]
+    assert "good" in bench.build().order["mail"]
 
 
 def test_a_file_of_a_bundled_stem_replaces_it(bench):
@@ -102,13 +101,13 @@ def test_a_name_that_no_plugin_may_have(bench):
     ids=lambda value: value[:30] if isinstance(value, str) else None,
 )
 def test_a_broken_file_is_refused_with_file_and_line(bench, source, line, said):
-    before = ours(bench)
+    before = ours()
     text = refused(bench, broken="from __future__ import annotations\n" * ("Session" in source) + source)
     assert said in text
     assert str(bench.folder / "broken.py") in text
     if line:
         assert f"broken.py:{line + ('Session' in source)}" in text
-    assert ours(bench) == before
+    assert ours() == before
 
 
 def test_the_settings_of_a_plugin_are_checked_with_place(bench):
@@ -147,7 +146,8 @@ def test_a_dataclass_with_postponed_annotations_loads(bench):
     bench.write(
         {
             "good": (
-                "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import ClassVar\n"
+                "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+                "from typing import ClassVar\n"
                 "@dataclass\nclass D:\n    x: ClassVar[int] = 1\n" + GOOD
             )
         }
@@ -207,13 +207,13 @@ def test_a_file_that_went_is_gone(bench):
 def test_retired_generations_leave_no_modules(bench):
     bench.write({"good": GOOD})
     generation = bench.build()
-    started = ours(bench)
+    started = ours()
     for i in range(30):
         bench.write({"good": f"{GOOD}\n# {i}\n"})
         newer = bench.build(before=generation)
         bench.loader.retire(generation, newer)
         generation = newer
-    assert len(ours(bench)) == len(started)
+    assert len(ours()) == len(started)
 
 
 def test_a_refused_reload_changes_nothing(bench):
@@ -247,9 +247,8 @@ def installed(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path / "site")
 
     def install(*points):
-        monkeypatch.setattr("gateway.loader.find.entry_points", lambda group: list(points))
+        monkeypatch.setattr("gateway.loader.find.entry_points", lambda **_: list(points))
 
-    assert importlib.metadata.entry_points(group="mailward.plugins") is not None
     return install
 
 

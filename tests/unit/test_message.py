@@ -75,6 +75,10 @@ def test_a_spool_over_its_limit_leaves_no_file(tmp_path):
 
 def test_a_header_without_end_has_a_bound(tmp_path):
     spool = Spool(tmp_path)
-    with pytest.raises(MessageTooBig, match="header"):
+
+    def fill():
         for _ in range(HEADER_LIMIT // 1000 + 300):
             spool.write(b"x" * 1000)
+
+    with pytest.raises(MessageTooBig, match="header"):
+        fill()

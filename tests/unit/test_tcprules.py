@@ -24,7 +24,10 @@ def found(text, ip, host=None, info=None):
     return rule and rule.address
 
 
-WORKED_EXAMPLE = "ann@192.0.2.5:allow\n192.0.2.9:allow\n:allow\n192.0.:allow\n=.corp.example:allow\n=:allow\n=w.example:deny\n"
+WORKED_EXAMPLE = (
+    "ann@192.0.2.5:allow\n192.0.2.9:allow\n:allow\n192.0.:allow\n"
+    "=.corp.example:allow\n=:allow\n=w.example:deny\n"
+)
 
 
 @pytest.mark.parametrize(
