@@ -102,7 +102,7 @@ class Limits(Block):
     #: Refuse mail from a client that has not said EHLO or HELO.
     helo_required: bool = True
     #: `strict` is RFC 5321. `liberal` also takes what qmail-smtpd took: another MAIL within a transaction,
-    #: UTF-8 in an address and parameters that nobody announced, HELO without a name, DATA with one, RCPT TO:<>.
+    #: UTF-8 in an address and parameters that nobody announced, HELO without a name, RCPT TO:<>.
     syntax: Literal["strict", "liberal"] = "strict"
     #: Received fields in a message; one with more goes in circles and is refused with 554 5.4.6.
     hops: int = Field(default=100, gt=0)

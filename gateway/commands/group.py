@@ -27,6 +27,7 @@ COMMANDS = {
     "domain": "Add virtual domains.",
     "queue": "See and change what waits in the queue.",
     "trace": "Tell the story of a message.",
+    "import-qmail": "Take over an installation of qmail, and the mail in its queue.",
     "version": "Print the version.",
 }
 
@@ -50,7 +51,8 @@ class Lazy(click.Group):
         """Import one command; a name that is not ours may be a plugin's."""
         if cmd_name not in COMMANDS:
             return _of_plugins(ctx, quiet=False).get(cmd_name)
-        command: click.Command = getattr(import_module(f"gateway.commands.{cmd_name}"), cmd_name)
+        module = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"gateway.commands.{module}"), module)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

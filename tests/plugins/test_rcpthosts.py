@@ -97,7 +97,7 @@ async def test_a_compiled_list_counts_too(chain_of, transaction, tmp_path):
 
 def test_a_list_that_is_no_cdb_is_told_at_start(chain_of, tmp_path):
     (tmp_path / "more.cdb").write_text("more.example\n")
-    with pytest.raises(ConfigError, match="more.cdb: is no cdb"):
+    with pytest.raises(ConfigError, match=r"more\.cdb: is no cdb"):
         chain_of("rcpthosts: {cdb: more.cdb}\n", "rcpthosts")
 
 
