@@ -12,6 +12,7 @@ import hashlib
 import os
 import random
 import stat
+import time
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Drops of one user that one look finds; the rest waits for the next, behind those of others.
 PER_USER = 100
+#: A program that writes a drop for longer than this is dead: qmail-queue has an alarm of a day.
+_LEFT_OVER = 36 * 3600
 _TOO_BIG = Reject("5.3.4", "the message is too big", reason="message_size")
 _NO_DROP = Reject("5.5.2", "what lies in the drop folder is no message", reason="drop")
 _NO_ROOM = Defer("4.3.0", "the message cannot be stored now, try again later", reason="disk")
@@ -54,15 +57,23 @@ def waiting(folder: bytes) -> list[Drop]:
     found: dict[int, list[Drop]] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.startswith(handover.WRITTEN):
-                continue
             with contextlib.suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)
+                if not entry.name.startswith(handover.WRITTEN):
+                    _clean(folder, entry, status)
+                    continue
                 mine = found.setdefault(status.st_uid, [])
                 if len(mine) == PER_USER:  # any of them gives way, so that those deferred stop no others
                     mine.pop(random.randrange(PER_USER))  # noqa: S311 - only fairness hangs on it
                 mine.append(Drop(entry.name, status.st_uid, _id(entry.name, status)))
     return [drop for n in range(PER_USER) for mine in found.values() for drop in mine[n : n + 1]]
+
+
+def _clean(folder: bytes, entry: os.DirEntry[bytes], status: os.stat_result) -> None:
+    """Remove what a program that was killed has left unfinished; nobody was told that it was taken."""
+    old = time.time() > status.st_mtime + _LEFT_OVER
+    if old and entry.name.startswith(handover.WRITING) and not stat.S_ISDIR(status.st_mode):
+        os.unlink(os.path.join(folder, entry.name))  # noqa: PTH108, PTH118 - a path of bytes
 
 
 def _id(name: bytes, status: os.stat_result) -> str:

@@ -24,10 +24,15 @@ _PERMANENT = {11, 115, *range(12, 41)}
 _MESSAGE, _ENVELOPE, _TEXT = 0, 1, 6
 #: Above all of these, so that none is in another's way.
 _HIGH = 10
+_TOO_LONG = "envelope address too long for qmail-queue (#5.1.3)"
 _WORDS = {
-    envelope.TOO_LONG: "envelope address too long for qmail-queue (#5.1.3)",
+    envelope.TOO_LONG: _TOO_LONG,
+    115: _TOO_LONG,
     handover.REFUSED: "mail server permanently rejected message (#5.3.0)",
     handover.DEFERRED: "mail server temporarily rejected message (#4.3.0)",
+    72: "connection to mail server timed out (#4.4.1)",
+    73: "connection to mail server rejected (#4.4.1)",
+    handover.CONNECTION_LOST: "communication with mail server failed (#4.4.2)",
     handover.WRITE_ERROR: "qq write error or disk full (#4.3.0)",
     envelope.CUT_SHORT: "qq read error (#4.3.0)",
     _NO_PROGRAM: "unable to exec qq (#4.3.0)",
@@ -118,5 +123,8 @@ def _failure(code: int, text: bytes) -> Failure:
     if code == _CUSTOM and len(text) > 2:  # noqa: PLR2004 - shorter is no text (qmail spec 4.3)
         return Failure(PERMANENT if said.startswith("D") else TEMPORARY, said[1:])
     permanent = code in _PERMANENT
-    words = _WORDS.get(code, f"qq {'permanent' if permanent else 'temporary'} problem ({code})")
+    unnamed = (
+        f"qq permanent problem {code} (#5.3.0)" if permanent else f"qq temporary problem {code} (#4.3.0)"
+    )
+    words = _WORDS.get(code, unnamed)
     return Failure(PERMANENT if permanent else TEMPORARY, f"{words}: {said}" if said else words)

@@ -215,6 +215,14 @@ def test_without_a_state_folder_the_exit_code_says_try_again(tmp_path):
     assert queue(tmp_path / "nowhere", tmp_path) == handover.FOLDER_ERROR
 
 
+def test_what_a_killed_program_left_unfinished_goes_after_a_day_and_a_half(tmp_path):
+    for name, hours in (("tmp.old", 37), ("tmp.young", 1), ("bad.old", 37)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, time.time() - hours * 3600))
+    assert drops.waiting(os.fsencode(tmp_path)) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"tmp.young", "bad.old"}
+
+
 def test_a_user_with_many_drops_leaves_room_for_others(tmp_path):
     for n in range(drops.PER_USER * 2):
         (tmp_path / f"new.{n}").touch()
