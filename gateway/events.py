@@ -307,6 +307,21 @@ class RecipientRewritten(Event):
     rule: str = ""
 
 
+@event("milter.answered", "security")
+class MilterAnswered(Event):
+    """An MTA that asks by milter was answered; what became of its mail only that MTA knows."""
+
+    #: "connect", "helo", "mail", "rcpt", "data", "message".
+    stage: str = ""
+    #: "continue", "accept", "reject", "tempfail", "discard", "quarantine" or "shutdown".
+    answer: str = ""
+    sender: str = ""
+    #: The id of the message in that MTA's own queue and log.
+    queue_id: str = ""
+    #: What the MTA was told to change: "insert header X-Spam", "add recipient b@example.org".
+    edits: tuple[str, ...] = ()
+
+
 @event("message.accepted", "fate", once=True)
 class MessageAccepted(Event):
     """A message is on stable storage; what it was born from says `origin` and `parent`."""

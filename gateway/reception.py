@@ -77,7 +77,7 @@ class Reception:
         over = await self._over(session)
         if over is not None:
             return over
-        decision = (await self._chain_of(session).ask(Stages.connect, session)).value
+        decision = (await self.chain_of(session).ask(Stages.connect, session)).value
         if isinstance(decision, _REFUSALS):
             self._emit(
                 session, events.SessionRefused(**about(session), **why(decision), protocol=session.protocol)
@@ -86,7 +86,7 @@ class Reception:
 
     async def helo(self, session: Session, name: str, *, extended: bool) -> Decision | None:
         """Ask `helo`, and set the session's name."""
-        decision = (await self._chain_of(session).ask(Stages.helo, session, name)).value
+        decision = (await self.chain_of(session).ask(Stages.helo, session, name)).value
         if isinstance(decision, _REFUSALS):
             self._emit(
                 session, events.SessionRefused(**about(session), **why(decision), protocol=session.protocol)
@@ -101,11 +101,11 @@ class Reception:
         """Begin a transaction and ask `mail`."""
         origin: Origin = "smtp"
         transaction = Transaction(new_id(), sender, origin, session, params=params)
-        decision = (await self._chain_of(session).ask(Stages.mail, transaction)).value
+        decision = (await self.chain_of(session).ask(Stages.mail, transaction)).value
         if isinstance(decision, _REFUSALS):
             self._emit(session, events.SenderRefused(**about(session), **why(decision), sender=sender))
             return transaction, decision
-        _mark(transaction, decision)
+        mark(transaction, decision)
         self._emit(session, events.SenderAccepted(**about(session), message=transaction.id, sender=sender))
         return transaction, decision
 
@@ -114,7 +114,7 @@ class Reception:
     ) -> Decision | None:
         """Ask `relay`, where silence refuses, then `rcpt`; record the recipient when both agree."""
         session = _session(transaction)
-        chain = self._chain_of(session)
+        chain = self.chain_of(session)
         recipient = Recipient.of(address, params=params)
         permission = await chain.ask(Stages.relay, transaction, recipient)
         decision: Decision | None = permission.value or _NO_RELAY
@@ -127,22 +127,18 @@ class Reception:
         if isinstance(decision, _REFUSALS):
             self._emit(session, events.RecipientRefused(**told, **why(decision), sender=transaction.sender))
             return decision
-        if isinstance(decision, Hold):
-            recipient = replace(recipient, held=decision.reason)
-        elif isinstance(decision, Discard):
-            recipient = replace(recipient, discarded=decision.reason)
-        transaction.recipients.append(recipient)
+        record(transaction, recipient, decision)
         self._emit(session, events.RecipientAccepted(**told))
         return decision
 
     async def data(self, transaction: Transaction) -> Decision | None:
         """Ask `data`."""
         session = _session(transaction)
-        decision = (await self._chain_of(session).ask(Stages.data, transaction)).value
+        decision = (await self.chain_of(session).ask(Stages.data, transaction)).value
         if isinstance(decision, _REFUSALS):
             self._refuse(transaction, decision)
         else:
-            _mark(transaction, decision)
+            mark(transaction, decision)
         return decision
 
     def spool(self, transaction: Transaction) -> Spool:
@@ -155,10 +151,12 @@ class Reception:
 
     async def message(self, transaction: Transaction, message: Message) -> Decision:
         """Ask `incoming` and `message`, and commit. Accept means: on stable storage."""
-        chain = self._chain_of(transaction.session)
+        chain = self.chain_of(transaction.session)
+        came = message.copy()
         entry, decision = await self.admit(transaction, message, chain)
+        if entry is None or entry.message.body is not came.body:
+            drop(came)
         if entry is None:
-            drop(message)
             if isinstance(decision, _REFUSALS):
                 self._refuse(transaction, decision)
             else:
@@ -175,19 +173,30 @@ class Reception:
         No entry comes with a refusal or a Discard.
         """
         chain = chain or self._chain()
+        message, decision = await self.judge(transaction, message, chain)
+        if isinstance(decision, (*_REFUSALS, Discard)):
+            return None, decision
+        wanted = [one for one in transaction.recipients if not one.discarded]
+        return self._entry(transaction, message, wanted), decision
+
+    async def judge(
+        self, transaction: Transaction, message: Message, chain: Chain
+    ) -> tuple[Message, Decision]:
+        """Run `incoming` and `message`; gives the message as they leave it, and one decision."""
+        body = message.body
         edited = await chain.transform(Stages.incoming, transaction, message)
         if edited.failed:
-            return None, FAULT
+            return message, FAULT
         message = edited.value or message
         said = (await chain.ask(Stages.message, transaction, message)).value
         decision = _one_decision(transaction, said)
-        if isinstance(decision, _REFUSALS):
-            return None, decision
-        _mark(transaction, decision)
-        wanted = [one for one in transaction.recipients if not one.discarded]
-        if transaction.discarded or not wanted:
-            return None, Discard(transaction.discarded or "no recipient is left")
-        return self._entry(transaction, message, wanted), decision
+        mark(transaction, decision)
+        if transaction.discarded or all(one.discarded for one in transaction.recipients):
+            reason = transaction.discarded or "no recipient is left"
+            decision = decision if isinstance(decision, _REFUSALS) else Discard(reason)
+        if isinstance(decision, (*_REFUSALS, Discard)) and message.body is not body:
+            drop(message)
+        return message, decision
 
     def refused(self, of: Session | Transaction, stage: str, reply: Reply, reason: str) -> None:
         """Tell a refusal that the edge made itself: syntax, limits, malformed content."""
@@ -206,7 +215,7 @@ class Reception:
 
     def reset(self, transaction: Transaction) -> None:
         """The transaction ended without a message."""
-        self._chain_of(transaction.session).tell(Stages.reset, transaction)
+        self.chain_of(transaction.session).tell(Stages.reset, transaction)
 
     def disconnect(self, session: Session, reason: str) -> None:
         """The session is over."""
@@ -297,11 +306,12 @@ class Reception:
         )
         self._emit(transaction.session, event)
 
-    def _chain_of(self, session: Session | None) -> Chain:
+    def chain_of(self, session: Session | None) -> Chain:
+        """Give the chain that a session began with; mail born here has the newest."""
         return self._chains.get(session.id, self._chain()) if session else self._chain()
 
     def _emit(self, session: Session | None, event: events.Event) -> None:
-        self._chain_of(session).emit(event)
+        self.chain_of(session).emit(event)
 
 
 def drop(message: Message) -> None:
@@ -333,11 +343,21 @@ def _session(transaction: Transaction) -> Session:
     return transaction.session
 
 
-def _mark(transaction: Transaction, decision: Decision | None) -> None:
+def mark(transaction: Transaction, decision: Decision | None) -> None:
+    """Note on a transaction that it is held or discarded."""
     if isinstance(decision, Hold):
         transaction.held = transaction.held or decision.reason
     elif isinstance(decision, Discard):
         transaction.discarded = transaction.discarded or decision.reason
+
+
+def record(transaction: Transaction, recipient: Recipient, decision: Decision | None) -> None:
+    """Add a recipient that was not refused."""
+    if isinstance(decision, Hold):
+        recipient = replace(recipient, held=decision.reason)
+    elif isinstance(decision, Discard):
+        recipient = replace(recipient, discarded=decision.reason)
+    transaction.recipients.append(recipient)
 
 
 def _one_decision(transaction: Transaction, said: Decision | dict[Address, Decision] | None) -> Decision:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from gateway import events, journal
+from gateway import events, journal, milter, smtp
+from gateway.answering import Answering
 from gateway.counters import Counters
 from gateway.errors import ConfigError, GatewayError, Problem
 from gateway.hookspecs import Stages
@@ -24,7 +25,6 @@ from gateway.queue.birth import accepted
 from gateway.reception import Reception
 from gateway.services import Clock, Dns
 from gateway.settings import Settings
-from gateway.smtp import Server
 from gateway.tree import Tree
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from gateway.loader import Generation
     from gateway.queue import Queue
+    from gateway.settings import Listener
     from gateway.units import Endpoint
 
 #: Deliveries and commands under way get this many seconds at a stop; then they are tried again later.
@@ -80,7 +81,7 @@ class Worker:
         clock = services.clock if services else Clock()
         self.services = services or Services(clock, Dns(), Counters(clock))
         self._stack = AsyncExitStack()
-        self._servers: dict[Endpoint, tuple[Server, list[asyncio.Server]]] = {}
+        self._servers: dict[Endpoint, tuple[smtp.Server | milter.Server, list[asyncio.Server]]] = {}
         self._retired: list[Generation] = []
         self._reloading = asyncio.Lock()
         self.generation: Generation
@@ -250,19 +251,20 @@ class Worker:
     async def _serve(self, endpoint: Endpoint, sockets: list[socket.socket]) -> None:
         listener = next(one for one in self.settings.listeners if one.address == endpoint)
         loop = asyncio.get_running_loop()
-        server = Server(
-            self.reception,
-            self.settings.limits,
-            self.settings.gateway.greeting,
-            listener.name,
-            listener.protocol,
-            loop,
-        )
+        server = self._server(listener)
         opened: list[asyncio.Server] = []
         for one in sockets:
             make: Any = loop.create_unix_server if endpoint.path else loop.create_server
             opened.append(await make(server, sock=one))
         self._servers[endpoint] = server, opened
+
+    def _server(self, listener: Listener) -> smtp.Server | milter.Server:
+        """Make what speaks a listener's protocol."""
+        limits, loop = self.settings.limits, asyncio.get_running_loop()
+        if listener.protocol == "milter":
+            return milter.Server(Answering(self.reception), limits, listener.name, loop)
+        greeting = self.settings.gateway.greeting
+        return smtp.Server(self.reception, limits, greeting, listener.name, listener.protocol, loop)
 
     async def _reload(self) -> None:
         old = self.configuration
@@ -302,7 +304,9 @@ class Worker:
             for one in listening:
                 one.close()
         for server, _ in self._servers.values():
-            server.limits, server.greeting = self.settings.limits, self.settings.gateway.greeting
+            server.limits = self.settings.limits
+            if isinstance(server, smtp.Server):
+                server.greeting = self.settings.gateway.greeting
         for endpoint, sockets in opened.items():
             await self._serve(endpoint, sockets)
 

@@ -39,8 +39,10 @@ class Received(Plugin[Settings]):
     """Writes the trace field."""
 
     @hookimpl
-    def incoming(self, transaction: Transaction, message: Message) -> Message:
-        """Put the field in front."""
+    def incoming(self, transaction: Transaction, message: Message) -> Message | None:
+        """Put the field in front; mail that we only answer for by milter is not received here."""
+        if transaction.session is not None and transaction.session.protocol == "milter":
+            return None
         write = _qmail if self.settings.format == "qmail" else _rfc
         message.prepend("Received", write(transaction, self.site.hostname, self.clock.now()))
         return message

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway.milter import packets as packets
+    from gateway.milter.server import Server as Server
     from gateway.milter.wire import LARGEST as LARGEST
 
 #: name -> the module it lives in; "" is a module itself.
 _HOME = {
     "LARGEST": "wire",
+    "Server": "server",
     "packets": "",
 }
 
