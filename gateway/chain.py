@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gateway.decision import Defer
 from gateway.events import EventsDropped, PluginDryRun, PluginFailed, PluginTimedOut
+from gateway.hookspecs import Stages
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
@@ -137,8 +138,6 @@ class Chain:
         """Write an event to the journal and show it to observers, who never see what they emit themselves."""
         self._emit(event)
         if self.steps["event"] and not self._observing_event:
-            from gateway.hookspecs import Stages  # noqa: PLC0415 - loaded by then; importing it up there is a circle
-
             self.tell(Stages.event, event)
 
     async def life(self, plugin: str, hook: Hook[None], *, quiet: bool = False) -> None:

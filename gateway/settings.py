@@ -84,7 +84,7 @@ class Listener(Block):
     protocol: Annotated[Literal["smtp", "milter"], BeforeValidator(_known_protocol)]
     #: Where: `*:25` for all addresses of both families, `127.0.0.1:25`, `[::1]:25`, `unix:/path`.
     address: Address
-    #: Its name in events and in `when:`; made of protocol and port unless given.
+    #: Its name in events; made of protocol and port unless given.
     name: str = Field(default_factory=_listener_name, min_length=1)
 
 

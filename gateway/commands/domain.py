@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway.commands.common import conf_option, configuration_folder, load
+from gateway.commands.common import conf_option, configuration_folder, load, program
 from gateway.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def add(name: str, user: str, home: Path | None, conf: Path | None) -> None:
         click.echo(f"warning: {warning}")
     _write(file, text)
     click.echo(f"wrote {file}")
-    click.echo("Next:  mailward reload")
+    click.echo(f"Next:  {program()} reload" + (f" --conf {conf}" if conf else ""))
 
 
 def _refuse_known(now: Configuration, name: str) -> list[str]:

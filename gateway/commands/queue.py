@@ -72,11 +72,13 @@ def _wanted(ids: tuple[str, ...], older_than: str, state: str | None, **texts: s
 @json_option
 def list_(conf: Path | None, as_json: bool, **filters: Any) -> None:
     """List messages, a line for each recipient that has not ended."""
-    rows = _pages(conf, _wanted(**filters))
+    rows = list(_pages(conf, _wanted(**filters)))
     if as_json:
         print_json(rows)
-    else:
+    elif rows:
         print_table(_COLUMNS, (line for row in rows for line in _lines(row)))
+    else:
+        click.echo("no message in the queue matches", err=True)
 
 
 @queue.command(epilog="Example: mailward queue show 01997a3e-5a40-7c4e-9d6b-0a3f2d7c5e11")

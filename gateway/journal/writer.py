@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gateway.events import Event, EventClass
 
 #: Events that nobody waits for are on disk this many seconds later.
-INTERVAL = 0.2
+INTERVAL = 0.05
 #: After a failed write the next is tried this many seconds later.
 RETRY = 1.0
 #: The most events that one write carries.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway import Account, ConfigError, Place, Plugin, Problem, Section, controls, hookimpl
+from gateway import Account, ConfigError, GatewayError, Place, Plugin, Problem, Section, controls, hookimpl
 
 from .assign import AssignError, Assignments, parse_assign
 from .passwd import find_user
@@ -119,7 +119,10 @@ class Accounts(Plugin[Settings]):
         home = self.site.base / account.home
         uid, gid = account.uid, account.gid
         if uid is None or gid is None:
-            owner = home.stat()
+            try:
+                owner = home.stat()
+            except FileNotFoundError:
+                raise GatewayError(f"the home {home} does not exist") from None
             uid = owner.st_uid if uid is None else uid
             gid = owner.st_gid if gid is None else gid
         return Account(name, uid, gid, str(home), dash, ext, rule)
