@@ -31,7 +31,6 @@ from gateway import Account, Duration, GatewayError, Plugin, Section, hookimpl, 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from psycopg import AsyncConnection
 
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 QUERY = "SELECT name, uid, gid, home FROM accounts WHERE name IN ({}) ORDER BY length(name) DESC LIMIT 1"
 #: Names that are looked up for one local part.
 MOST = 50
-#: SQLite looks at the clock after this many of its steps.
+#: SQLite looks at the clock after so many steps.
 STEPS = 1000
 
 
@@ -76,14 +75,23 @@ class AccountsSql(Plugin[Settings]):
             async with asyncio.timeout(self.settings.timeout), self._lock:
                 row = await self._ask_postgres(names)
         else:
-            path = self.site.base / self.settings.database
-            row = await asyncio.to_thread(ask_sqlite, path, names, self.settings.timeout)
+            row = await asyncio.to_thread(self._ask_sqlite, names)
         return None if row is None else to_account(row, local_part)
 
     @hookimpl
     async def shutdown(self) -> None:
         """Leave the database."""
         await self._hang_up()
+
+    def _ask_sqlite(self, names: list[str]) -> Row | None:
+        """Ask a file that is only read, for a bounded time."""
+        url = (self.site.base / self.settings.database).absolute().as_uri()
+        deadline = time.monotonic() + self.settings.timeout
+        with closing(sqlite3.connect(f"{url}?mode=ro", self.settings.timeout, uri=True)) as connection:
+            connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
+            query = QUERY.format(", ".join("?" * len(names)))
+            found: Row | None = connection.execute(query, names).fetchone()
+            return found
 
     async def _ask_postgres(self, names: list[str]) -> Row | None:
         """Ask by a connection that is kept; one that was lost meanwhile is made anew, once."""
@@ -129,15 +137,6 @@ def candidates(local_part: str) -> list[str]:
     local = lower(local_part)
     ends = [at for at, c in enumerate(local) if c == "-" and at][: MOST - 1]
     return [name for name in (local, *(local[:at] for at in ends)) if name and name.isprintable()]
-
-
-def ask_sqlite(path: Path, names: list[str], timeout: float) -> Row | None:
-    """Ask a file that is only read, for a bounded time. Blocking. Raises sqlite3.Error."""
-    deadline = time.monotonic() + timeout
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout, uri=True)) as connection:
-        connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
-        found: Row | None = connection.execute(QUERY.format(", ".join("?" * len(names))), names).fetchone()
-        return found
 
 
 def to_account(row: Row, local_part: str) -> Account:
