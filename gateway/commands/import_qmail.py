@@ -57,7 +57,10 @@ def _write(old: Path, new: Path, rules: Path | None) -> None:
     conf.mkdir(parents=True, exist_ok=True)
     site = read_installation(old, new, rules)
     for name, sections in FILES.items():
-        (conf / name).write_text(site.yaml(sections), "utf-8", "surrogateescape")
+        text = site.yaml(sections)
+        if not text.strip():
+            continue
+        (conf / name).write_text(text, "utf-8", "surrogateescape")
         click.echo(f"wrote {conf / name}")
     for line in site.report:
         click.echo(f"note: {line}")

@@ -61,6 +61,8 @@ class Site:
 def read_installation(old: Path, new: Path, rules: Path | None) -> Site:
     """Read what stands in an installation, and copy its lists. Raises OSError."""
     site = Site(old, new)
+    state = "/var/lib/mailward" if new.resolve().is_relative_to("/etc") else "var"
+    site.give("gateway.state", state, "the queue, the journal and all other state")
     site.give(
         "listeners",
         [{"name": "mx", "protocol": "smtp", "address": "*:2525"}],

@@ -6,6 +6,7 @@ import pytest
 
 from gateway import ConfigError, Stages
 from gateway.testing import Bench
+from gateway.testing.cdb import make_cdb
 
 
 async def account(tmp_path, conf, local):
@@ -101,3 +102,36 @@ async def test_a_system_user_whose_home_is_theirs(tmp_path):
     assert (
         await account(tmp_path, 'accounts: {system: true, break: "+"}', f"{user.pw_name}-x")
     ).value is None
+
+
+def users_cdb(path, *records):
+    """Write users/cdb as qmail-newu does: NUL between the strings, its own index under the empty key."""
+    made = [(key, b"\0".join(map(str.encode, strings))) for key, *strings in records]
+    path.write_bytes(make_cdb([*made, (b"", b"-")]))
+
+
+async def test_a_compiled_assign_says_the_same(tmp_path):
+    users_cdb(
+        tmp_path / "cdb",
+        (b"!ann\0", "ann", "7", "8", "/srv/ann", "", ""),
+        (b"!list-", "sam", "9", "9", "/srv/sam", "-", "lists-"),
+    )
+    conf = "accounts: {assign: cdb}\n"
+    found = (await account(tmp_path, conf, "Ann")).value
+    assert (found.user, found.uid, found.gid, found.home, found.dash, found.ext) == (
+        "ann",
+        7,
+        8,
+        "/srv/ann",
+        "",
+        "",
+    )
+    found = (await account(tmp_path, conf, "list-Dev")).value
+    assert (found.user, found.dash, found.ext) == ("sam", "-", "lists-Dev")
+    assert found.rule == f"{tmp_path}/cdb: list-"
+
+
+def test_a_damaged_cdb_refuses_the_start(tmp_path):
+    users_cdb(tmp_path / "cdb", (b"!ann\0", "ann", "7"))
+    with pytest.raises(ConfigError, match="the record of ann"):
+        Bench(tmp_path).build("accounts: {assign: cdb}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ConfigError
+from gateway.testing.cdb import make_cdb
 
 FILE = Path(__file__).parents[2] / "plugins" / "relay_control" / "tcprules.py"
 SPEC = importlib.util.spec_from_file_location("tcprules_under_test", FILE)
@@ -150,3 +151,23 @@ def test_a_rule_knows_its_place():
 )
 def test_a_name_is_wanted_only_when_it_could_change_the_answer(text, ip, wanted):
     assert parse(text).wants_name(ip) is wanted
+
+
+def test_a_cdb_of_tcprules_says_the_same_as_its_source():
+    source = '10.:allow,RELAYCLIENT="",DATABYTES="5"\n192.0.2.7:deny\n=.x.example:allow\n:allow,A="b"\n'
+    records = [
+        (b"10.", b"+RELAYCLIENT=\0+DATABYTES=5\0"),
+        (b"192.0.2.7", b"D\0"),
+        (b"=.x.example", b""),
+        (b"", b"+A=b\0"),
+    ]
+    cdb = make_cdb(records).decode("utf-8", "surrogateescape")
+    found, wanted = tcprules.Rules.parse(cdb, "tcp.cdb"), parse(source)
+    for ip, host in (("10.1.2.3", None), ("192.0.2.7", None), ("192.0.2.9", "a.x.example"), ("1.2.3.4", "y")):
+        got, expected = found.find(ip, host), wanted.find(ip, host)
+        assert (got.address, got.allow, got.variables) == (
+            expected.address,
+            expected.allow,
+            expected.variables,
+        )
+        assert str(got.place) == "tcp.cdb"
