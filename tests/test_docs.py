@@ -140,7 +140,9 @@ def test_links_lead_somewhere(page):
         assert not target or (page.parent / target).exists(), f"{short(page)}: {target}"
 
 
-@pytest.mark.parametrize("name", ["commands.md", "events.md", "settings.md", "stages.md"])
+@pytest.mark.parametrize(
+    "name", ["commands.md", "events.md", "qmail-differences.md", "settings.md", "stages.md"]
+)
 def test_the_reference_is_what_the_code_says(name):
     from gateway.commands.reference import pages
 

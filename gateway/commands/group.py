@@ -32,6 +32,13 @@ COMMANDS = {
 }
 
 
+def command_of(name: str) -> click.Command:
+    """Import one of our commands."""
+    module = name.replace("-", "_")
+    command: click.Command = getattr(import_module(f"gateway.commands.{module}"), module)
+    return command
+
+
 class Fault(click.ClickException):
     """A GatewayError on its way to the terminal: its text as it is, exit 1."""
 
@@ -51,9 +58,7 @@ class Lazy(click.Group):
         """Import one command; a name that is not ours may be a plugin's."""
         if cmd_name not in COMMANDS:
             return _of_plugins(ctx, quiet=False).get(cmd_name)
-        module = cmd_name.replace("-", "_")
-        command: click.Command = getattr(import_module(f"gateway.commands.{module}"), module)
-        return command
+        return command_of(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

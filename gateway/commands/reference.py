@@ -7,12 +7,12 @@ import inspect
 import sys
 import tempfile
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
 from gateway import events
 from gateway.hookspecs import SPECS, Stages
@@ -80,6 +80,29 @@ A command ends with 0 when it is done, 1 when it was refused or failed, and 2 wh
 
 This page is made from the commands by `make docs`.
 """
+_DIFFERENCES_HEAD = """\
+# Where Mailward differs from qmail on purpose
+
+Recorded runs of the real qmail are played against Mailward (`tests/conformance`). It does what qmail did,
+but for what follows. Each line is a rule that those tests know; what none of them covers has to be the same.
+
+This page is made from `tests/conformance/differences.yaml` by `make docs`.
+"""
+#: In the order of a message's way; the groups are those of the recorded runs.
+_GROUPS = {
+    "rcpthosts": "Taking mail by SMTP",
+    "tcprules": "tcpserver's rules",
+    "queue": "qmail-queue",
+    "inject": "qmail-inject",
+    "routing": "Where an address leads",
+    "users": "Accounts",
+    "dotqmail": "`.qmail` files and deliveries on this host",
+    "remote": "Deliveries to other hosts",
+    "retry": "When a delivery is tried again",
+    "bounce": "Bounces",
+    "tools": "Small programs",
+}
+_DIFFERENCES = Path(__file__).parents[2] / "tests" / "conformance" / "differences.yaml"
 
 
 def pages() -> dict[str, str]:
@@ -87,6 +110,7 @@ def pages() -> dict[str, str]:
     return {
         "commands.md": commands_page(),
         "events.md": events_page(),
+        "qmail-differences.md": differences_page(_DIFFERENCES),
         "settings.md": settings_page(),
         "stages.md": stages_page(),
     }
@@ -161,12 +185,11 @@ def _cell(text: str) -> str:
 
 def commands_page() -> str:
     """Write `docs/reference/commands.md`."""
-    from gateway.commands.group import COMMANDS
+    from gateway.commands.group import COMMANDS, command_of
 
     parts = [_COMMANDS_HEAD]
     for name in COMMANDS:
-        command: click.Command = getattr(import_module(f"gateway.commands.{name}"), name)
-        parts += _command(command, f"mailward {name}")
+        parts += _command(command_of(name), f"mailward {name}")
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -183,6 +206,17 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
             inner = command.get_command(context, name)
             if inner is not None:
                 yield from _command(inner, f"{path} {name}")
+
+
+def differences_page(rules: Path) -> str:
+    """Write `docs/reference/qmail-differences.md` from the rules of the conformance tests."""
+    known = yaml.safe_load(rules.read_text("utf-8"))
+    parts = [_DIFFERENCES_HEAD]
+    for group, title in _GROUPS.items():
+        reasons = dict.fromkeys(rule["reason"] for rule in known if rule["group"] == group)
+        lines = [f"- {one[:1].upper()}{one[1:].rstrip('.')}." for one in reasons]
+        parts += [f"## {title}\n", *lines, ""] if lines else []
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def events_page() -> str:
