@@ -20,7 +20,8 @@ def main(_name: str, arguments: list[bytes], place: Place) -> int:
     """Run the program."""
     try:
         given, command = options(arguments, "frdFRD")
-    except OptionError:
+    except OptionError as error:
+        sys.stderr.write(f"preline: {error}\n")
         command = []
     if not command:
         sys.stderr.write("preline: usage: preline [ -frdFRD ] cmd [ arg ... ]\n")

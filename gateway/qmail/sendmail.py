@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gateway.qmail import PERMANENT, inject, qread
+from gateway.qmail import PERMANENT, inject, qread, smtp
 from gateway.qmail.options import OptionError, options
 from gateway.qmail.place import Place
 
@@ -29,8 +29,7 @@ def main(name: str, arguments: list[bytes], place: Place) -> int:
     if mode == [b"p"]:
         return qread.main("qmail-qread", [], place)
     if mode == [b"s"]:
-        sys.stderr.write("sendmail: fatal: -bs is not served; mail comes in by SMTP or by sendmail -t\n")
-        return PERMANENT
+        return smtp.serve(place)
     if mode:
         sys.stderr.write(f"{_USAGE}\n")
         return PERMANENT

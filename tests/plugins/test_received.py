@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway import Message, Recipient, Stages, Transaction
+from gateway import Client, Message, Recipient, Session, Stages, Transaction
 
 MAIL = b"Subject: t\n\nbody\n"
 
@@ -126,6 +126,18 @@ async def test_the_qmail_form_of_mail_born_here(chain_of):
     )
     forward = replace(bounce, origin="forward")
     assert (await trace(chain, forward)).startswith("Received: (qmail message-2 invoked by alias); ")
+
+
+@pytest.mark.parametrize(
+    ("user", "who"),
+    [("root", "by uid 0"), ("uid 31999", "by uid 31999"), ("alias", "by alias"), ("qmails", "for bounce")],
+)
+async def test_mail_of_local_programs_says_who_ran_them(chain_of, user, who):
+    one = Transaction("message-3", "", "submit", Session("s", "submit", "submit", Client(""), user=user))
+    shown = await trace(chain_of(QMAIL, "received"), one)
+    assert shown == f"Received: (qmail message-3 invoked {who}); 14 Nov 2023 22:13:20 -0000\n"
+    shown = await trace(chain_of("", "received"), one)
+    assert shown.startswith(f"Received: by mx.example (submit {who})\n\tid message-3;\n")
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -243,3 +243,42 @@ def test_an_unknown_program_is_told_with_those_there_are():
     done = subprocess.run(command, capture_output=True, check=False, cwd=programs.PROGRAMS.parents[1])
     assert done.returncode == qmail.PERMANENT
     assert b"qmail-queue" in done.stderr
+
+
+DIALOGUE = (
+    b"RCPT TO:<x@y>\r\nEHLO me\r\nMAIL FROM:<@a,@b:ann@x.example> SIZE=1\r\nDATA\r\n"
+    b'RCPT TO:<"a \\"b"@remote.example>\r\nrcpt to: c@remote.example\r\n'
+    b"DATA\r\nSubject: x\r\n\r\n..dot\r\nbare\n.\r\nTURN\r\nQUIT\r\n"
+)
+
+
+def test_sendmail_bs_speaks_smtp(bin_, gateway):
+    done = run(bin_ / "sendmail", "-bs", message=DIALOGUE)
+    (entry,) = gateway.entries()
+    replies = [line[:4] for line in done.stdout.decode().splitlines()]
+    assert replies == [
+        *(
+            "220 ",
+            "503 ",
+            "250-",
+            "250-",
+            "250 ",
+            "250 ",
+            "503 ",
+            "250 ",
+            "250 ",
+            "354 ",
+            "250 ",
+            "502 ",
+            "221 ",
+        )
+    ]
+    assert (done.returncode, entry.sender) == (0, "ann@x.example")
+    assert [one.recipient.original for one in entry.recipients] == ['a "b@remote.example', "c@remote.example"]
+    assert bytes(entry.message).endswith(b"\nSubject: x\n\n.dot\nbare\n")
+
+
+def test_sendmail_bs_queues_nothing_when_the_message_is_cut(bin_, gateway):
+    cut = DIALOGUE.partition(b"\n.\r\n")[0]
+    assert run(bin_ / "sendmail", "-bs", message=cut).stdout.endswith(b"421 the message ended too early\r\n")
+    assert gateway.entries() == []
