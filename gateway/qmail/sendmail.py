@@ -45,7 +45,8 @@ def _without_ignored(arguments: list[bytes]) -> list[bytes]:
 def _send(given: list[tuple[str, bytes]], recipients: list[bytes], place: Place) -> int:
     env = dict(place.env)
     names = [value for letter, value in given if letter == "F"]
-    senders = [value for letter, value in given if letter == "f"]
+    # `-f<>` is how vacation and others write the null sender.
+    senders = [b"" if value == b"<>" else value for letter, value in given if letter == "f"]
     if names:
         env[b"MAILNAME"] = names[-1]
     command = [b"-H" if any(letter == "t" for letter, _ in given) else b"-a"]

@@ -46,6 +46,18 @@ def test_installed_sendmail_reaches_the_gateway(bin_, gateway):
     assert b".qmail@me.example>\n" in entry.message.header
 
 
+@pytest.mark.parametrize("given", [["-f", ""], ["-f", "<>"], ["-f<>"]])
+def test_the_null_sender_in_every_spelling(bin_, gateway, given):
+    assert run(bin_ / "sendmail", *given, "joe@remote.example", message=MESSAGE).returncode == 0
+    assert [entry.sender for entry in gateway.entries()] == [""]
+
+
+def test_a_link_to_an_installed_program_finds_the_gateway(bin_, base, gateway):
+    (base / "sendmail").symlink_to(bin_ / "sendmail")
+    assert run(base / "sendmail", "joe@remote.example", message=MESSAGE).returncode == 0
+    assert len(gateway.entries()) == 1
+
+
 def test_installed_sendmail_keeps_mail_while_the_gateway_is_down(bin_, base):
     with programs.Running(base) as gateway:
         drop = gateway.state / "drop"
