@@ -65,7 +65,8 @@ def discover(
     for folder in folders:
         _refuse_unsafe(folder)
         for stem, path in _files(folder):
-            _refuse_unsafe(path)
+            for one in _parts(path):
+                _refuse_unsafe(one)
             before = found.get(stem)
             found[stem] = Found(stem, "site", path, _digest(path), replaces=before.path if before else None)
     return dict(sorted(found.items()))
@@ -114,14 +115,20 @@ def _refuse_unsafe(path: Path) -> None:
         raise PluginError(f"plugins.folders: cannot read {path}: {error.strerror}") from error
     if status.st_uid not in (0, os.geteuid()):
         raise PluginError(Problem(f"owned by uid {status.st_uid}: chown it to root", Place(str(path))))
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+    # In a sticky folder others may add files of their own, which are refused, but not touch ours.
+    sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
         raise PluginError(Problem("others may write it: run chmod go-w", Place(str(path))))
+
+
+def _parts(file: Path) -> list[Path]:
+    """Give all that runs with a plugin's file: it alone, or its folder with what lies in it."""
+    return [file.parent, *sorted(file.parent.rglob("*"))] if file.name == "__init__.py" else [file]
 
 
 def _digest(file: Path) -> str:
     """Digest a plugin's file, or all files of its folder."""
-    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
     digest = hashlib.blake2b(digest_size=16)
-    for one in files:
+    for one in (part for part in _parts(file) if part.suffix == ".py"):
         digest.update(str(one).encode() + b"\0" + one.read_bytes())
     return digest.hexdigest()

@@ -177,6 +177,22 @@ def test_what_others_may_write_is_refused(bench, target):
     assert "chmod go-w" in refused(bench)
 
 
+@pytest.mark.parametrize("target", ["big", "big/part.py", "big/__init__.py"])
+def test_what_others_may_write_in_the_folder_of_a_plugin_is_refused(bench, target):
+    folder = bench.folder / "big"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from .part import ANSWER\n" + GOOD)
+    (folder / "part.py").write_text("ANSWER = 42\n")
+    (bench.folder / target).chmod(0o777)
+    assert "chmod go-w" in refused(bench)
+
+
+def test_a_sticky_bit_does_not_make_a_file_safe(bench):
+    bench.write({"good": GOOD})
+    (bench.folder / "good.py").chmod(0o1666)
+    assert "chmod go-w" in refused(bench)
+
+
 # Reload
 
 
