@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pwd
+import resource
 import signal
 from typing import TYPE_CHECKING
 
@@ -40,11 +41,18 @@ def run(configuration: Configuration, ready: Callable[[], None], beside: Beside 
     """Serve until SIGTERM or SIGINT. Raises GatewayError when it cannot start; then nothing was started."""
     sockets = open_sockets(configuration.settings.listeners)
     try:
+        _allow_all_files()
         if os.geteuid() == 0:
             become(configuration.settings.gateway.user, configuration.settings.gateway.state)
         uvloop.run(_serve(configuration, sockets, ready, beside))
     finally:
         close_sockets(sockets)
+
+
+def _allow_all_files() -> None:
+    """Take as many open files as we may: the usual soft limit of 1024 is less than `limits.sessions`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def become(user: str, state: Path) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import pwd
+import re
+import resource
 import socket
 import subprocess
 import sys
@@ -124,6 +126,17 @@ def test_root_is_left_for_good(site):
     assert "Uid:\t65534\t65534\t65534\t65534" in status
     assert "Gid:\t65534\t65534\t65534\t65534" in status
     assert "CapEff:\t0000000000000000" in status
+
+
+def test_it_may_open_as_many_files_as_the_system_lets_it(site):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        with running(site) as process:
+            limits = Path(f"/proc/{process.pid}/limits").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert re.search(rf"Max open files +{hard} +{hard} ", limits)
 
 
 def test_no_configuration_at_all_names_what_helps(tmp_path):
