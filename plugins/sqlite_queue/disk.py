@@ -122,7 +122,11 @@ def keep_body(source: Path, target: Path) -> None:
     """
     sync(source)
     target.hardlink_to(source)
-    sync(target.parent)
+    try:
+        sync(target.parent)
+    except OSError:
+        target.unlink()
+        raise
 
 
 def sweep_files(folder: Path, wanted: Collection[str]) -> None:

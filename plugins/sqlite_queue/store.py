@@ -120,8 +120,8 @@ class SqliteQueue(Queue):
 
     async def _add_large(self, entry: Entry, now: float) -> None:
         """Add an entry whose body is a file, or whose recipients need several transactions."""
+        await self._keep([entry])
         try:
-            await self._keep([entry])
             if len(entry.recipients) > BATCH:
                 await self._add_in_batches(entry, now)
             else:
@@ -187,8 +187,8 @@ class SqliteQueue(Queue):
         def finish(shard: Shard) -> list[str]:
             return [name for one in finishes for name in shard.finish(one, now)]
 
+        await self._keep(births)
         try:
-            await self._keep(births)
             unneeded = await self._writer.submit(finish)
         except Exception:
             self._unlink(birth.id for birth in births)
@@ -295,13 +295,16 @@ class SqliteQueue(Queue):
             raise translated(error) from error
 
     async def _keep(self, entries: Sequence[Entry]) -> None:
-        """Put bodies that are files on stable storage, before a row names them."""
+        """Put bodies that are files on stable storage, before a row names them: all, or none."""
+        kept: list[str] = []
         for entry in entries:
             if isinstance(entry.message.body, FileBody):
                 try:
                     await asyncio.to_thread(disk.keep_body, entry.message.body.path, self._bodies / entry.id)
                 except OSError as error:
+                    self._unlink(kept)
                     raise translated(error) from error
+                kept.append(entry.id)
 
     async def _kept(self, entries: Sequence[Entry]) -> None:
         """Take the spooled files over, now that the rows are there."""

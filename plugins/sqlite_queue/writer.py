@@ -110,4 +110,7 @@ def translated(error: Exception) -> Exception:
         return QueueDamaged(f"the queue's file is damaged: {error}")
     if isinstance(error, apsw.Error):
         return QueueError(f"the queue's file: {error}")
+    if isinstance(error, StopIteration):
+        # A row that is not there; a future refuses this exception, and all who share the batch would hang.
+        return QueueError("the queue does not hold that message any more")
     return error

@@ -225,6 +225,24 @@ async def test_a_body_that_has_no_room_leaves_no_file(store):
     assert list((store.folder / "bodies").iterdir()) == []
 
 
+async def test_a_body_is_not_lost_to_another_of_the_same_name(store):
+    one, twin = entry(), entry()
+    one.message, twin.message, twin.id = spooled(store), spooled(store), one.id
+    await store.add(one)
+    with pytest.raises(QueueError):
+        await store.add(twin)
+    assert one.message.body.path.exists()
+
+
+async def test_the_end_of_an_unknown_entry_hangs_nobody(store):
+    unknown = entry()
+    work = [store.add(entry()), store.finish([Finish(unknown, unknown.recipients)]), store.add(entry())]
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(*work, return_exceptions=True)
+    assert [type(one) for one in results if one] == [QueueError]
+    assert len(await store.list(Filter())) == 2
+
+
 async def test_orphans_are_swept(make):
     store = make()
     await store.open()
