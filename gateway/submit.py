@@ -36,10 +36,14 @@ if TYPE_CHECKING:
 #: Seconds between two looks into the drop folder.
 EVERY = 5.0
 #: Submissions read at one time: of all users, and of one.
-_TOGETHER = 40
+_TOGETHER = 100
 _OF_ONE_USER = 10
 #: Clients send what they have at hand, so silence this long is the end.
 _SILENCE = 60.0
+#: However busily a client sends, it gives its place to others after this many seconds.
+_LONGEST = 900.0
+#: At a stop, submissions under way get this many seconds.
+_GRACE = 5.0
 #: A drop that cannot be taken is set aside under this name, for a person.
 _ASIDE = b"bad."
 _CREDENTIALS = struct.Struct("3i")
@@ -59,6 +63,7 @@ class Submit:
         self._looking: asyncio.Task[None] | None = None
         self._free = asyncio.Semaphore(_TOGETHER)
         self._users: dict[int, asyncio.Semaphore] = {}
+        self._serving: set[asyncio.Task[None] | None] = set()
 
     async def start(self) -> None:
         """Open the socket for every user, and begin to look for drops."""
@@ -82,16 +87,20 @@ class Submit:
         self._looking = asyncio.get_running_loop().create_task(self._look())
 
     async def stop(self) -> None:
-        """Take no more."""
+        """Take no more; who is being served gets an answer within _GRACE, so that nobody sends twice."""
         if self._server is not None:
             self._server.close()
+        serving = [task for task in self._serving if task]
+        if serving:
+            await asyncio.wait(serving, timeout=_GRACE)
         if self._looking is not None:
             self._looking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._looking
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        uid = _peer(writer)
+        uid, task = _peer(writer), asyncio.current_task()
+        self._serving.add(task)
         mine = self._users.setdefault(uid, asyncio.Semaphore(_OF_ONE_USER))
         try:
             async with mine, self._free:
@@ -101,6 +110,7 @@ class Submit:
         except (_GoneError, OSError):
             pass
         finally:
+            self._serving.discard(task)
             writer.close()
 
     async def _submission(self, reader: asyncio.StreamReader, uid: int) -> bytes:
@@ -109,11 +119,12 @@ class Submit:
         spool = self._worker.reception.spool(transaction)
         refusal: Decision | None = None
         try:
-            while block := await _block(reader):
+            end = asyncio.get_running_loop().time() + _LONGEST
+            while block := await _block(reader, end):
                 # A refusal is told at the end: a client that still sends would not hear it.
                 refusal = refusal or kept(spool.write, block)
             raw = bytearray()
-            while block := await _block(reader):
+            while block := await _block(reader, end):
                 raw += block
                 if len(raw) > envelope.MAX_BYTES:
                     raise _GoneError
@@ -207,10 +218,11 @@ def _peer(writer: asyncio.StreamWriter) -> int:
     return uid
 
 
-async def _block(reader: asyncio.StreamReader) -> bytes:
-    """Read one block, empty at the end of a part. Raises _GoneError."""
+async def _block(reader: asyncio.StreamReader, end: float) -> bytes:
+    """Read one block, empty at the end of a part, before this time of the loop. Raises _GoneError."""
+    until = min(end, asyncio.get_running_loop().time() + _SILENCE)
     try:
-        async with asyncio.timeout(_SILENCE):
+        async with asyncio.timeout_at(until):
             (length,) = handover.LENGTH.unpack(await reader.readexactly(handover.LENGTH.size))
             if length > handover.BLOCK:
                 raise _GoneError

@@ -81,6 +81,11 @@ def hand_over(state: bytes, spool: Spool, envelope: bytes) -> tuple[int, bytes]:
             return HOME_ERROR, _reason(error)
         try:
             _send(link, spool, envelope)
+        except OSError:
+            # It has not seen the end, so it has taken nothing: it is stopping.
+            return _drop(state, spool, envelope)
+        try:
+            link.sendall(LENGTH.pack(0))
             answer = _answer(link)
         except OSError as error:
             return CONNECTION_LOST, _reason(error)
@@ -89,13 +94,13 @@ def hand_over(state: bytes, spool: Spool, envelope: bytes) -> tuple[int, bytes]:
 
 
 def _send(link: socket.socket, spool: Spool, envelope: bytes) -> None:
+    """Send all but the end."""
     for block in spool.blocks():
         link.sendall(LENGTH.pack(len(block)) + block)
     link.sendall(LENGTH.pack(0))
     for at in range(0, len(envelope), BLOCK):
         block = envelope[at : at + BLOCK]
         link.sendall(LENGTH.pack(len(block)) + block)
-    link.sendall(LENGTH.pack(0))
 
 
 def _answer(link: socket.socket) -> bytes:

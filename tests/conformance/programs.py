@@ -63,14 +63,14 @@ class Running:
     async def _serve(self, started):
         self.loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         self.worker = Worker(self.configuration)
-        submit = Submit(self.worker)
+        self.submit = Submit(self.worker)
         try:
             await self.worker.start()
-            await submit.start()
+            await self.submit.start()
         finally:
             started.set()
         await self._ended.wait()
-        await submit.stop()
+        await self.submit.stop()
         await self.worker.stop()
 
     def ask(self, coroutine):

@@ -1,8 +1,10 @@
 """qmail-queue, the submit socket and the drop folder: what was accepted is there, once, whoever is down."""
 
+import asyncio
 import os
 import socket
 import stat
+import threading
 import time
 
 import programs
@@ -123,6 +125,30 @@ def test_a_caller_that_gives_up_leaves_nothing(gateway):
     assert gateway.entries() == []
 
 
+def test_a_client_that_drips_or_is_silent_gives_its_place_to_others(base, monkeypatch, tmp_path):
+    monkeypatch.setattr(submit, "_LONGEST", 0.3)
+    monkeypatch.setattr(submit, "_OF_ONE_USER", 1)
+    with programs.Running(base) as gateway, socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(gateway.state / "submit"))
+        link.sendall(b"\0")
+        assert queue(gateway.state, tmp_path) == 0
+        assert link.recv(10) == b""
+
+
+def test_too_many_recipients_are_refused(gateway, tmp_path):
+    addresses = envelope.build(b"", [b"a"] * (envelope.MAX_RECIPIENTS + 1))
+    assert queue(gateway.state, tmp_path, addresses=addresses) == envelope.NO_MEMORY
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(gateway.state / "submit"))
+        link.sendall(handover.LENGTH.pack(0))
+        for at in range(0, len(addresses), handover.BLOCK):
+            block = addresses[at : at + handover.BLOCK]
+            link.sendall(handover.LENGTH.pack(len(block)) + block)
+        link.sendall(handover.LENGTH.pack(0))
+        assert link.recv(100).startswith(b"D5.5.2")
+    assert gateway.entries() == []
+
+
 def test_while_the_gateway_is_down_mail_is_dropped_and_taken_in_at_its_start(base, tmp_path):
     state = state_of(base)
     assert queue(state, tmp_path) == 0
@@ -133,6 +159,59 @@ def test_while_the_gateway_is_down_mail_is_dropped_and_taken_in_at_its_start(bas
         (entry,) = until(gateway.entries)
         assert (entry.sender, whole(entry)) == ("ann@example.org", MESSAGE)
         until(lambda: names(state) == [])
+
+
+def test_a_gateway_that_ends_before_it_has_all_has_taken_nothing_and_mail_is_dropped(base, tmp_path):
+    state = state_of(base)
+    (state / "submit").unlink()
+
+    def hang_up():
+        link, _ = listening.accept()
+        link.close()
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(state / "submit"))
+        (state / "submit").chmod(0o666)
+        listening.listen()
+        ended = threading.Thread(target=hang_up)
+        ended.start()
+        assert queue(state, tmp_path, MESSAGE + b"x" * 3_000_000) == 0
+        ended.join()
+    assert len(names(state)) == 1
+
+
+def test_a_gateway_that_ends_before_its_answer_may_have_taken_it(base, tmp_path):
+    state = state_of(base)
+    (state / "submit").unlink()
+
+    def serve():
+        link, _ = listening.accept()
+        with link:
+            while not link.recv(65536).endswith(b"\0\0" + handover.LENGTH.pack(0)):
+                pass
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(state / "submit"))
+        (state / "submit").chmod(0o666)
+        listening.listen()
+        ended = threading.Thread(target=serve)
+        ended.start()
+        assert queue(state, tmp_path) == handover.CONNECTION_LOST
+        ended.join()
+    assert names(state) == []
+
+
+def test_a_stop_waits_for_who_is_being_served(base):
+    message, end = MESSAGE, handover.LENGTH.pack(0)
+    with programs.Running(base) as gateway, socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(gateway.state / "submit"))
+        link.sendall(handover.LENGTH.pack(len(message)) + message + end)
+        until(lambda: gateway.submit._serving)
+        stopping = asyncio.run_coroutine_threadsafe(gateway.submit.stop(), gateway.loop)
+        link.sendall(handover.LENGTH.pack(len(ADDRESSES)) + ADDRESSES + end)
+        assert link.recv(100).startswith(b"K")
+        stopping.result(10)
+        assert len(gateway.entries()) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
