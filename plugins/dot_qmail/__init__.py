@@ -1,7 +1,8 @@
 """dot_qmail: deliver to accounts as their `.qmail` files say. Replaces qmail-lspawn and qmail-local.
 
-Options: `default_delivery` (where no `.qmail` file says anything), `program_time`. Events: none of its own;
-the dispatcher tells each delivery's fate with the text given here: `did files+forwards+programs`.
+Options: `default_delivery` (where no `.qmail` file says anything), `program_time`, `program_path`.
+Events: none of its own; the dispatcher tells each delivery's fate with the text given here:
+`did files+forwards+programs`.
 
 Mail for a postmaster whom no account takes is forwarded to `gateway.postmaster`.
 """
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from gateway import Account, Address, Birth, Duration, Message, Outcome, Plugin, Section, Stages, hookimpl
 
-from .execute import Job, perform
+from .execute import PATH, Job, perform
 from .failure import DeliveryError, NoMailboxError
 from .home import check_home, find_control
 from .parser import delivered_to, is_loop
@@ -44,6 +45,8 @@ class Settings(Section):
     default_delivery: str = "./Maildir/"
     #: A program line is ended, with all that it has started, when it runs longer than this.
     program_time: Duration = Field(default=600.0, gt=0)
+    #: Where program lines find their commands; qmail's own programs (`preline`, `forward`) are among them.
+    program_path: str = PATH
 
 
 class DotQmail(Plugin[Settings]):
@@ -124,6 +127,7 @@ class DotQmail(Plugin[Settings]):
             birth=delivery.entry.birth,
             now=self.clock.time(),
             fallback=fallback,
+            path=self.settings.program_path,
         )
         try:
             result = await self._in_thread(lambda: perform(job))

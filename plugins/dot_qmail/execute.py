@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from gateway import Account, Message
 
-#: What programs find their commands in.
-PATH = "/usr/bin:/bin"
+#: What programs find their commands in: qmail's own first, as its start script had it.
+PATH = "/var/qmail/bin:/usr/local/bin:/usr/bin:/bin"
 #: A report keeps this much of what programs printed, as qmail-lspawn did.
 REPORT_LIMIT = 3000
 
@@ -62,6 +62,8 @@ class Job:
     fallback: str = ""
     #: Only say what would be done.
     dry_run: bool = False
+    #: PATH of the programs.
+    path: str = PATH
 
     @property
     def delivered_to(self) -> str:
@@ -194,7 +196,7 @@ class _Run:
         """The variables of spec 6.8; nothing of the gateway's own environment."""
         job = self.job
         found = {
-            "PATH": PATH,
+            "PATH": job.path,
             "USER": job.account.user,
             "HOME": job.account.home,
             "SENDER": job.sender,

@@ -199,7 +199,7 @@ async def test_a_program_sees_its_variables_and_nothing_of_ours(site, monkeypatc
     found = dict(line.partition("=")[::2] for line in (home / "env.out").read_text().splitlines() if line)
     assert found["RECIPIENT"] == "abc-joe-Tag@example.org"
     assert (found["EXT"], found["EXT2"], found["DEFAULT"]) == ("joe-Tag", "Tag", "Tag")
-    assert found["PATH"] == "/usr/bin:/bin"
+    assert found["PATH"] == "/var/qmail/bin:/usr/local/bin:/usr/bin:/bin"
     assert "SECRET" not in found
     assert (home / "cat.out").read_bytes() == MAIL
     assert (home / "umask.out").read_text().strip() == "0077"
