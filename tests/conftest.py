@@ -11,7 +11,15 @@ import pytest
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib/dovecot"
 #: Package -> a program that only this package has.
-PROGRAMS = {"postfix": "postfix", "swaks": "swaks", "dovecot-imapd": "imap"}
+PROGRAMS = {
+    "dovecot-imapd": "imap",
+    "maildrop": "maildrop",
+    "mlmmj": "mlmmj-receive",
+    "postfix": "postfix",
+    "procmail": "procmail",
+    "swaks": "swaks",
+    "vacation": "vacation",
+}
 MISSING = "missing package"
 
 

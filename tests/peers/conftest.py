@@ -1,5 +1,6 @@
 """Gateways as processes, in folders that another user may enter."""
 
+import os
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from peer import Gateway
+from qmail_host import Host
 
 
 def _folder(stack):
@@ -47,3 +49,15 @@ def open_folder():
     """Give a folder that every user may enter."""
     with ExitStack() as stack:
         yield _folder(stack)
+
+
+@pytest.fixture(scope="module")
+def host():
+    """Give a running gateway on a machine that has qmail's programs, shared by the tests of one file."""
+    if os.geteuid():
+        pytest.skip("only root can give a process a sendmail of its own")
+    with ExitStack() as stack:
+        made = Host(_folder(stack))
+        stack.callback(made.stop)
+        made.start()
+        yield made

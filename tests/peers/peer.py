@@ -79,11 +79,13 @@ class Gateway:
         for path in made:
             os.chown(path, OWNER, OWNER if os.geteuid() == 0 else -1)
 
-    def start(self):
-        """Start it, and wait until it serves."""
+    def start(self, *, within=()):
+        """Start it, by a command that starts commands if one is given, and wait until it serves."""
         with (self.folder / "errors").open("wb") as errors:
             self._process = subprocess.Popen(
-                [MAILWARD, "run", "--conf", self.folder / "conf.d"], stdout=subprocess.PIPE, stderr=errors
+                [*within, MAILWARD, "run", "--conf", self.folder / "conf.d"],
+                stdout=subprocess.PIPE,
+                stderr=errors,
             )
         said = self._process.stdout.readline()
         assert said.startswith(b"Mailward serves"), (said, (self.folder / "errors").read_text())
