@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gateway.errors import DnsNotFound as DnsNotFound
     from gateway.errors import DnsTemporary as DnsTemporary
     from gateway.errors import GatewayError as GatewayError
+    from gateway.errors import MilterError as MilterError
     from gateway.errors import Place as Place
     from gateway.errors import Problem as Problem
     from gateway.hookspecs import Stages as Stages
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from gateway.interfaces import own_addresses as own_addresses
     from gateway.message import FileBody as FileBody
     from gateway.message import Message as Message
+    from gateway.message import Spool as Spool
     from gateway.plugin import Context as Context
     from gateway.plugin import Plugin as Plugin
     from gateway.plugin import Section as Section
@@ -87,6 +89,7 @@ _HOME = {
     "GatewayError": "errors",
     "Hold": "decision",
     "Message": "message",
+    "MilterError": "errors",
     "Network": "units",
     "Outcome": "envelope",
     "Place": "errors",
@@ -99,6 +102,7 @@ _HOME = {
     "Session": "envelope",
     "Site": "plugin",
     "Size": "units",
+    "Spool": "message",
     "Stages": "hookspecs",
     "Transaction": "envelope",
     "a_label": "services",

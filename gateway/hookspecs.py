@@ -139,7 +139,7 @@ class Stages:
         Edit `message` in place and return it, or return another; replaces qmail-queue's Received.
         """
 
-    @_stage("decide", "go on")
+    @_stage("decide", "go on", longest=600.0)
     def message(
         self, transaction: Transaction, message: Message
     ) -> Decision | dict[Address, Decision] | None:
@@ -164,7 +164,9 @@ class Stages:
     def queued(self, entry: Entry) -> None:
         """A message is on stable storage."""
 
-    @_stage("transform", "unchanged", ("rcpthosts", "percenthack", "locals", "virtual_domains", "aliases", ...))
+    @_stage(
+        "transform", "unchanged", ("rcpthosts", "percenthack", "locals", "virtual_domains", "aliases", ...)
+    )
     def rewrite(self, recipient: Recipient) -> Recipient | list[Recipient] | None:
         """Change where a recipient points; a list replaces it by several. No side effects.
 

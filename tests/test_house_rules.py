@@ -41,6 +41,7 @@ PURE = [
     "gateway/milter/edits.py",
     "gateway/milter/content.py",
     "gateway/milter/facts.py",
+    "gateway/milter/verdict.py",
     "gateway/smtp/parameters.py",
     "plugins/dot_qmail/parser.py",
     "plugins/relay_control/tcprules.py",

@@ -1,0 +1,125 @@
+"""What filters are told of a session: the macros that the known ones need, and the message as they see it."""
+
+from __future__ import annotations
+
+import re
+from email.utils import format_datetime
+from typing import TYPE_CHECKING
+
+from gateway import Message
+from gateway.milter import Fields, Mail, packets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from gateway import Transaction
+
+#: A macro's longest value; a client may choose some of them, and a packet has a bound.
+LONGEST = 1000
+_AUTHSERV_ID = re.compile(rb"\s*(?:\([^)]*\)\s*)*\"?([^\s;\"]+)")
+
+
+def shown_as(transaction: Transaction, message: Message, hostname: str) -> Mail:
+    """Make what the filters see. Mail that was born here is shown as coming from this machine itself."""
+    session = transaction.session
+    ip = session.client.ip if session else "127.0.0.1"
+    name = (session.client.name if session else "localhost") or f"[{ip}]"
+    port = session.client.port if session else 0
+    family = b"U" if not ip else b"6" if ":" in ip else b"4"
+    connect = packets.Connect(_raw(name) if ip else b"localhost", family, port, _raw(ip))
+    return Mail(
+        connect,
+        _raw(session.helo if session else hostname)[:LONGEST],
+        transaction.sender,
+        tuple(one for one in transaction.recipients if not one.discarded),
+        message.copy(),
+        transaction.params,
+        own_received(message, hostname),
+    )
+
+
+def own_received(message: Message, hostname: str) -> int | None:
+    """Find the Received that we have put in: the one field that filters do not see, yet count."""
+    for i, field in enumerate(Fields(message.header).fields):
+        name, _, value = field.partition(b":")
+        if name.strip().lower() == b"received":
+            return i if b"by %b " % hostname.encode() in b" ".join(value.split()) else None
+    return None
+
+
+def without_claims(message: Message, hostname: str) -> None:
+    """Remove results of authentication that claim to be ours but came with the message (RFC 8601 section 5).
+
+    Those above our own Received are from plugins of ours.
+    """
+    at = own_received(message, hostname)
+    fields = Fields(message.header).fields
+    trusted = 0 if at is None else at
+    kept = fields[:trusted] + [field for field in fields[trusted:] if not _claims(field, hostname)]
+    if len(kept) < len(fields):
+        message.adopt(Message(b"".join(kept), message.body))
+
+
+def _claims(field: bytes, hostname: str) -> bool:
+    name, _, value = field.partition(b":")
+    found = _AUTHSERV_ID.match(value) if name.strip().lower() == b"authentication-results" else None
+    return found is not None and found[1].lower() == hostname.lower().encode()
+
+
+def macros_of(
+    transaction: Transaction, mail: Mail, hostname: str, now: datetime
+) -> Mapping[type[packets.Packet], Mapping[bytes, bytes]]:
+    """Give the macros by the command that they go with; those without a value are left out."""
+    session = transaction.session
+    ip = session.client.ip if session else "127.0.0.1"
+    name = session.client.name if session else "localhost"
+    shown = f"IPv6:{ip}" if ":" in ip else ip
+    version, _, cipher = (session.tls if session else "").partition(" ")
+    user = session.user if session else ""
+    ids = {"i": transaction.id}
+    facts = {"client_addr": shown, "client_name": name or "unknown"}
+    domain = mail.sender.domain
+    table: dict[type[packets.Packet], dict[str, str]] = {
+        packets.Connect: {
+            "j": hostname,
+            "_": f"{name or 'unknown'} [{shown}]",
+            "v": "Mailward",
+            "daemon_name": session.listener if session else "submit",
+            "daemon_addr": session.local_ip if session else "127.0.0.1",
+            "if_addr": session.local_ip if session else "127.0.0.1",
+            "if_name": hostname,
+            "client_port": str(session.client.port if session else 0),
+            "client_ptr": name or "unknown",
+            **facts,
+        },
+        packets.Helo: {"tls_version": version, "cipher": cipher},
+        packets.Mail: {
+            **ids,
+            **facts,
+            # Which mechanism it was, a session does not say; filters ask only whether there was one.
+            "auth_type": "PLAIN" if user else "",
+            "auth_authen": user,
+            "mail_addr": mail.sender.quoted(),
+            "mail_host": domain,
+            "mail_mailer": "smtp" if domain else "",
+        },
+        packets.Rcpt: ids,
+        packets.Data: ids,
+        packets.EndOfHeaders: {
+            **ids,
+            "r": "ESMTP" if session is None or session.extended else "SMTP",
+            "s": session.helo if session else hostname,
+            "b": format_datetime(now),
+        },
+        packets.EndOfMessage: {**ids, "msg_id": next(iter(mail.message.values("Message-ID")), "")},
+    }
+    return {kind: _encoded(values) for kind, values in table.items()}
+
+
+def _encoded(values: Mapping[str, str]) -> dict[bytes, bytes]:
+    return {name.encode(): _raw(value)[:LONGEST] for name, value in values.items() if value}
+
+
+def _raw(text: str) -> bytes:
+    return text.replace("\0", "").encode("utf-8", "surrogateescape")
