@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway import Account, ConfigError, GatewayError, Place, Plugin, Problem, Section, controls, hookimpl
+from gateway import (
+    Account,
+    ConfigError,
+    GatewayError,
+    Place,
+    Plugin,
+    Problem,
+    Section,
+    controls,
+    hookimpl,
+    lower,
+)
 
 from .assign import AssignError, Assignments, parse_assign
 from .passwd import find_user
@@ -100,7 +111,8 @@ class Accounts(Plugin[Settings]):
         if self.settings.alias is None and not home.is_dir():
             return None  # no gateway has run here yet, so `check` asks
         alias = self.settings.alias or Home(home=str(home))
-        return self._account("alias", alias, "-", local_part, f"{self.place('alias') or 'accounts'}")
+        dash, ext = as_alias(local_part, self.settings.separator)
+        return self._account("alias", alias, dash, ext, f"{self.place('alias') or 'accounts'}")
 
     def _virtual(self, local: str) -> Account | None:
         """Give the virtual account with the longest name that has this local part."""
@@ -132,6 +144,18 @@ class Accounts(Plugin[Settings]):
             return controls.ControlFile(path, parse_assign, "accounts.assign", self.place("assign"))
         except AssignError as error:
             raise ConfigError(Problem(str(error), Place(str(path), error.line))) from error
+
+
+def as_alias(local: str, separator: str) -> tuple[str, str]:
+    """Give (dash, extension) that alias has of a local part.
+
+    That is all of it, but for mail to alias by its name: `alias-corp-info` is what `corp.example: alias-corp`
+    in virtual_domains makes, and qmail finds the user alias by it as it finds any other.
+    """
+    name, rest = local[: len("alias")], local[len("alias") :]
+    if lower(name) != "alias" or (rest and rest[0] not in ("-", separator)):
+        return "-", local
+    return ("-", rest[1:]) if rest else ("", "")
 
 
 def make_alias(home: Path) -> None:

@@ -135,3 +135,19 @@ def test_a_damaged_cdb_refuses_the_start(tmp_path):
     users_cdb(tmp_path / "cdb", (b"!ann\0", "ann", "7"))
     with pytest.raises(ConfigError, match="the record of ann"):
         Bench(tmp_path).build("accounts: {assign: cdb}")
+
+
+@pytest.mark.parametrize(
+    ("local", "dash", "ext"),
+    [
+        ("alias-corp-Info", "-", "corp-Info"),
+        ("Alias-corp", "-", "corp"),
+        ("alias", "", ""),
+        ("aliases", "-", "aliases"),
+        ("joe", "-", "joe"),
+    ],
+)
+async def test_alias_is_found_by_its_name_as_any_user(tmp_path, local, dash, ext):
+    (tmp_path / "home").mkdir()
+    found = (await account(tmp_path, "accounts: {alias: {home: home}}", local)).value
+    assert (found.user, found.dash, found.ext) == ("alias", dash, ext)
