@@ -19,7 +19,7 @@ RAW = OURS + b"From: a@b.example\nSubject: hi\n\tthere\n\nline\n"
 
 
 class ScriptedFilter:
-    """Answers by a script: command -> answer, or a list given one after the other; it keeps what it was shown."""
+    """Answers by a script: command -> answer, or a list of them; it keeps what it was shown."""
 
     def __init__(self, script=None, *, actions=ALL_ACTIONS, steps=0, macros=()):
         self.script = dict(script or {})
@@ -381,9 +381,9 @@ async def test_bytes_that_are_no_text_reach_the_filter_and_stay(asked):
     ]
 
 
-async def test_mail_that_was_born_here_is_shown_as_from_this_machine_and_bounces_are_not(asked, transaction):
+async def test_mail_that_was_born_here_is_shown_as_from_this_machine_and_bounces_are_not(asked):
     one = ScriptedFilter()
-    decision, _, mail = await asked(one)
+    _, _, mail = await asked(one)
     mail.session, mail.origin = None, "submit"
     await asked.chain.ask(Stages.message, mail, Message.parse(RAW))
     assert one.of(p.Connect)[-1] == p.Connect(b"localhost", b"4", 0, b"127.0.0.1")
