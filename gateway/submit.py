@@ -200,7 +200,7 @@ class Submit:
 
 
 def _transaction(id_: str, uid: int) -> Transaction:
-    session = Session(new_id(), "submit", "submit", Client(""), user=_login(uid))
+    session = Session(new_id(), "submit", "submit", Client("127.0.0.1", name="localhost"), user=_login(uid))
     return Transaction(id_, Address(""), "submit", session)
 
 
