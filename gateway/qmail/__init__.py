@@ -25,6 +25,7 @@ PROGRAMS = {
     "preline": "preline",
     "qmail-inject": "inject",
     "qmail-local": "local",
+    "qmail-pw2u": "pw2u",
     "qmail-qread": "qread",
     "qmail-qstat": "qread",
     "qmail-queue": "queue",

@@ -1,10 +1,14 @@
 """The group `users` of the vectors: who controls a local part, and how qmail-lspawn reads it."""
 
 import errno
+import os
 import pwd
 
 import pytest
 import vectors
+
+from gateway.qmail.options import OptionError, options
+from gateway.qmail.pw2u import Users, assigned
 
 ALIAS = "alias"
 
@@ -78,6 +82,19 @@ def expected(case):
     return wanted | {"call": call}
 
 
+def pw2u(case, folder):
+    """Run the function that qmail-pw2u calls, with the homes of the table."""
+    rows = {row["home"].encode(): row for row in table().values()}
+    for name, text in case["input"].get("users_files", {}).items():
+        (folder / name).write_bytes(vectors.raw(text))
+    chosen, _ = options([one.encode() for one in case["input"]["args"]], "/ohHuUCc:")
+    users = Users(
+        chosen, os.fsencode(folder), lambda home: rows[home]["home_owner"] if home in rows else None
+    )
+    code, text = assigned(users, vectors.raw(case["input"]["passwd_text"]))
+    return {"exit": code, "assign": vectors.as_text(text)}
+
+
 def is_lookup(case):
     return case["input"]["kind"] == "lspawn" and "local_exit" not in case["input"]
 
@@ -90,3 +107,12 @@ def test_getpw(case, request):
 @pytest.mark.parametrize("case", vectors.cases("users", is_lookup))
 def test_lspawn(case, request):
     vectors.compare(request, "users", case, lspawn(case), expected(case))
+
+
+@pytest.mark.parametrize("case", vectors.cases("users", lambda case: case["input"]["kind"] == "pw2u"))
+def test_pw2u(case, tmp_path, request):
+    try:
+        found = pw2u(case, tmp_path)
+    except OptionError:
+        found = {"exit": 100, "assign": ""}
+    vectors.compare(request, "users", case, found, case["expect"])
