@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class Operations:
-    """The calls `queue.*` of one queue; every change is an event with its actor."""
+    """The calls `queue.*` of one queue; every change is an event with its actor.
+
+    All events are told before the first row is given: who asked may leave before the last.
+    """
 
     def __init__(
         self,
@@ -68,29 +71,37 @@ class Operations:
             }
 
     async def _retry(self, actor: str, **wanted: Any) -> Rows:
-        for entry in await self._queue.retry(Filter(**wanted)):
+        changed = await self._queue.retry(Filter(**wanted))
+        for entry in changed:
             self._emit(events.MessageRetried(message=entry.id, actor=actor))
-            yield describe(entry)
         self._wake()
+        for entry in changed:
+            yield describe(entry)
 
     async def _hold(self, actor: str, **wanted: Any) -> Rows:
-        for entry in await self._queue.hold(Filter(**wanted)):
+        changed = await self._queue.hold(Filter(**wanted))
+        for entry in changed:
             self._emit(events.MessageHeld(message=entry.id, actor=actor))
+        for entry in changed:
             yield describe(entry)
 
     async def _release(self, actor: str, **wanted: Any) -> Rows:
-        for entry in await self._queue.release(Filter(**wanted)):
+        changed = await self._queue.release(Filter(**wanted))
+        for entry in changed:
             self._emit(events.MessageReleased(message=entry.id, actor=actor))
-            yield describe(entry)
         self._wake()
+        for entry in changed:
+            yield describe(entry)
 
     async def _delete(self, actor: str, **wanted: Any) -> Rows:
-        for entry in await self._queue.delete(Filter(**wanted)):
+        deleted = await self._queue.delete(Filter(**wanted))
+        for entry in deleted:
             recipients = tuple(one.recipient.address for one in entry.recipients)
             event = events.MessageDeleted(
                 message=entry.id, actor=actor, sender=entry.sender, recipients=recipients
             )
             self._emit(event)
+        for entry in deleted:
             yield describe(entry)
 
     async def _bounce(self, actor: str, **wanted: Any) -> Rows:
