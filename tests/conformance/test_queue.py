@@ -13,20 +13,30 @@ NAMES = {7790: "alias", 7796: "qmails"}
 TRACE = re.compile(rb"\(qmail \S+ invoked (.*)\); \d+ [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d -0000")
 
 
+HOLD = """
+from gateway import Hold, Plugin, hookimpl
+
+class HoldAll(Plugin):
+    @hookimpl
+    def message(self, transaction, message):
+        return Hold("to be looked at")
+"""
+
+
 @pytest.fixture(scope="module")
 def gateway():
-    with (
-        programs.open_folder() as base,
-        programs.Running(base) as running,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        known = pwd.getpwuid
-        patch.setattr(
-            pwd,
-            "getpwuid",
-            lambda uid: pwd.struct_passwd((NAMES[uid], *"x" * 6)) if uid in NAMES else known(uid),
-        )
-        yield running
+    """A gateway that delivers nothing, so that what was queued can be looked at."""
+    known = pwd.getpwuid
+
+    def getpwuid(uid):
+        return pwd.struct_passwd((NAMES[uid], *"x" * 6)) if uid in NAMES else known(uid)
+
+    with programs.open_folder() as base, pytest.MonkeyPatch.context() as patch:
+        (base / "plugins").mkdir()
+        (base / "plugins" / "hold_all.py").write_text(HOLD)
+        patch.setattr(pwd, "getpwuid", getpwuid)
+        with programs.Running(base, {"plugins": {"folders": [str(base / "plugins")]}}) as running:
+            yield running
 
 
 @pytest.mark.parametrize("case", vectors.cases("queue"))
