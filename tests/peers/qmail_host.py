@@ -43,7 +43,7 @@ class Host(Gateway):
         path = self.folder / "home" / "abc" / name
         shutil.copy(ADDONS / addon, path)
         path.chmod(0o700 if (ADDONS / addon).stat().st_mode & 0o100 else 0o600)
-        os.chown(path, OWNER, OWNER)
+        self.own(path)
         return path
 
     def send(self, recipient, subject, *, sender="ann@example.net", text="x\n", **fields):
@@ -64,4 +64,8 @@ class Host(Gateway):
         """Make a Maildir of abc's."""
         for made in (path, *(path / part for part in ("tmp", "new", "cur"))):
             made.mkdir(exist_ok=True)
-            os.chown(made, OWNER, OWNER)
+            self.own(made)
+
+    def own(self, path):
+        """Make a file or folder abc's."""
+        os.chown(path, OWNER, OWNER)
