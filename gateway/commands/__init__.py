@@ -11,10 +11,10 @@ def main() -> None:
     qmail's own programs start often and must start fast: here is where they are told apart, before click
     or anything else is imported.
     """
-    if sys.argv[1:2] == ["qmail"] and len(sys.argv) > 2 and not sys.argv[2].startswith("-"):  # noqa: PLR2004
+    if sys.argv[1:2] == ["qmail"]:
         from gateway import qmail
 
-        sys.exit(qmail.main(sys.argv[2], sys.argv[3:]))
+        sys.exit(qmail.main("".join(sys.argv[2:3]), sys.argv[3:]))
     from gateway.commands.group import mailward
 
     mailward(prog_name="mailward")

@@ -42,7 +42,8 @@ def main(name: str, arguments: list[str], folder: str = "") -> int:
     """Run the program of this name and give its exit code; `folder` is where the executables are."""
     if name not in PROGRAMS:
         known = " ".join(sorted(PROGRAMS))
-        sys.stderr.write(f"mailward qmail: there is no program {name}; there are: {known}\n")
+        wrong = f"there is no program {name}" if name else "name a program"
+        sys.stderr.write(f"mailward qmail: {wrong}; there are: {known}\n")
         return PERMANENT
     place = Place(dict(os.environb), os.fsencode(folder))
     program = import_module(f"gateway.qmail.{PROGRAMS[name]}")

@@ -41,7 +41,7 @@ def main(name: str, arguments: list[bytes], place: Place) -> int:
         return PERMANENT
     os.umask(0o077)
     dry_run = [letter for letter, _ in given][-1:] == ["n"]
-    job = _job([os.fsencode(one).decode("utf-8", "surrogateescape") for one in words], dry_run=dry_run)
+    job = _job([one.decode("utf-8", "surrogateescape") for one in words], place, dry_run=dry_run)
     result = _part("execute").perform(job)
     if dry_run:
         for action in result.actions:
@@ -52,7 +52,7 @@ def main(name: str, arguments: list[bytes], place: Place) -> int:
     return _EXITS[result.result]
 
 
-def _job(words: list[str], *, dry_run: bool) -> Any:
+def _job(words: list[str], place: Place, *, dry_run: bool) -> Any:
     user, home, local, dash, ext, host, sender, default = words
     now = time.time()
     return _part("execute").Job(
@@ -67,6 +67,7 @@ def _job(words: list[str], *, dry_run: bool) -> Any:
         birth=now,
         now=now,
         dry_run=dry_run,
+        path=os.fsdecode(place.env.get(b"PATH", os.fsencode(os.defpath))),
     )
 
 

@@ -250,8 +250,9 @@ def test_mailward_runs_them_too(gateway):
     assert len(gateway.entries()) == 1
 
 
-def test_an_unknown_program_is_told_with_those_there_are():
-    command = [sys.executable, "-m", "gateway.commands", "qmail", "qmail-nothing"]
+@pytest.mark.parametrize("given", [["qmail-nothing"], [], ["--help"]])
+def test_an_unknown_program_is_told_with_those_there_are(given):
+    command = [sys.executable, "-m", "gateway.commands", "qmail", *given]
     done = subprocess.run(command, capture_output=True, check=False, cwd=programs.PROGRAMS.parents[1])
     assert done.returncode == qmail.PERMANENT
     assert b"qmail-queue" in done.stderr
@@ -294,3 +295,11 @@ def test_sendmail_bs_queues_nothing_when_the_message_is_cut(bin_, gateway):
     cut = DIALOGUE.partition(b"\n.\r\n")[0]
     assert run(bin_ / "sendmail", "-bs", message=cut).stdout.endswith(b"421 the message ended too early\r\n")
     assert gateway.entries() == []
+
+
+def test_qmail_local_gives_programs_its_own_path(local, base):
+    (base / "tools").mkdir()
+    (base / "tools" / "special").write_text("#!/bin/sh\nexit 100\n")
+    (base / "tools" / "special").chmod(0o755)
+    assert local("|special\n", PATH=f"{base}/tools:/bin").returncode == 100
+    assert local("|special\n").returncode == 111
