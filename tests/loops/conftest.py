@@ -56,6 +56,12 @@ class Gateway:
     async def start(self):
         self.worker = Worker(self.load(), self.sockets)
         await self.worker.start()
+        self.running = True
+
+    async def stop(self):
+        if self.running:
+            self.running = False
+            await self.worker.stop()
 
     def send(self, recipient, sender="s@a.example"):
         """Hand one message in; gives the reply to its recipient."""
@@ -125,4 +131,4 @@ async def sites(tmp_path):
 
     yield make
     for one in running:
-        await one.worker.stop()
+        await one.stop()

@@ -129,3 +129,20 @@ async def test_a_double_bounce_that_loops_ends_without_another(sites):
     assert a.counts() == {"smtp": 1, "forward": 3, "bounce": 2}
     assert [event.get("reason", "") for event in a.events("message.bounced")] == ["", "", "triple_bounce"]
     assert a.mail() == []
+
+
+async def test_the_log_in_qmails_words_leads_from_a_loop_to_its_bounce(sites):
+    both = await sites("a", more={"a": "journal: {outputs: [{to: log, format: qmail}]}\n"})
+    (a,) = both.gateways
+    a.home(x="&x@a.example\n")
+    await both.send(a, "x@a.example")
+    await a.stop()
+    lines = (a.base / "log").read_text("ascii").splitlines()
+    (bounce,) = [line for line in lines if line.startswith("bounce msg ")]
+    born = [line for line in lines if line.startswith("info msg ") and " from <> " in line]
+    assert len(born) == 1
+    assert bounce.split()[-2:] == born[0].split()[-4:-2]
+    results = [line.split(": ")[1] for line in lines if line.startswith("delivery ")]
+    assert results == ["success", "failure", "success"]
+    assert len([line for line in lines if line.startswith("end msg ")]) == 3
+    assert lines[-1] == "status: exiting"
