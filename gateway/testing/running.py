@@ -62,7 +62,11 @@ class Running:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._failure is None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop before the block ends: what is in the queue can be looked at then."""
+        if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._ended.set)
             self._thread.join(PATIENCE)
 

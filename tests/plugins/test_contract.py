@@ -19,18 +19,28 @@ SETTINGS = {
     "accounts": "accounts: {system: true}",
     "accounts_sql": "accounts_sql: {database: accounts.sqlite}",
     "aliases": "aliases: {names: {info: [ann@example.com]}}\nlocals: {domains: [example.org]}",
+    "attachment_block": "attachment_block: {names: [.exe]}",
     "badmailfrom": "badmailfrom: {senders: [sender@example.com]}",
     "bounces": "",
+    "business_hours": "business_hours: {senders: [sender@example.com]}",
+    "country_block": "country_block: {file: ranges.csv, refuse: [XA]}",
+    "footer": 'footer: {senders: [sender@example.com, "@", "@sender.example"], text: Example Org}',
     "locals": "locals: {domains: [example.org]}",
     "percenthack": "percenthack: {domains: [example.org]}",
     "rcpthosts": "rcpthosts: {domains: [example.org]}",
+    "recipient_rewrite": "recipient_rewrite: {file: table.csv, before: [locals]}",
     "relay_control": "relay_control: {clients: [192.0.2.0/24, .example.com]}",
+    "score_tag": "score_tag: {tag_at: 0, fields: [Subject, X]}",
+    "send_quota": "send_quota: {clients: [192.0.2.0/24]}",
     "virtual_domains": "virtual_domains: {domains: {example.org: abc}}",
 }
 
 
 #: What stands in files.
-FILES = {}
+FILES = {
+    "ranges.csv": "192.0.2.0,192.0.2.255,XA\n",
+    "table.csv": "info@example.org,ann@example.com\n@b,@c\n",
+}
 
 
 @pytest.fixture
