@@ -23,6 +23,7 @@ COMMANDS = {
     "status": "Show the health of the running gateway.",
     "demo": "Send two messages through the demo and show their way.",
     "stages": "Show which plugins are asked at each stage.",
+    "plugin": "Write a plugin, try one, and see which there are.",
     "address": "Show what would become of mail for an address.",
     "domain": "Add virtual domains.",
     "queue": "See and change what waits in the queue.",

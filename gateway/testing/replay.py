@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import unified_diff
 from typing import TYPE_CHECKING, Any
 
 from gateway.envelope import Failure, Outcome
@@ -48,8 +49,19 @@ class Heard:
     failed: bool
     #: What it was asked about: a recipient, else "".
     about: str = ""
-    #: A plugin's edit of the message; None when it left every byte alone.
+    #: The message before a plugin's edit and after it; None when it left every byte alone.
+    original: bytes | None = None
     edited: bytes | None = None
+
+    def changes(self) -> list[str]:
+        """Give the lines that the edit has taken out (`-`) and put in (`+`)."""
+        before, after = (
+            (raw or b"").decode("utf-8", "backslashreplace").splitlines()
+            for raw in (self.original, self.edited)
+        )
+        # The first two lines of a difference name the files.
+        changed = list(unified_diff(before, after, n=0, lineterm=""))[2:]
+        return [line for line in changed if not line.startswith("@@")]
 
 
 async def replay(chain: Chain, letter: Letter, plugin: str = "") -> list[Heard]:
@@ -116,4 +128,6 @@ async def _ask(chain: Chain, stage: str, plugin: str, args: tuple[Any, ...], abo
     if before is not None and not answer.failed:
         changed = args[-1] if stage == "message" else answer.value
         after = None if changed is None or bytes(changed) == before else bytes(changed)
-    return Heard(stage, plugin, answer.value, answer.failed, about, after)
+    return Heard(
+        stage, plugin, answer.value, answer.failed, about, before if after is not None else None, after
+    )
