@@ -44,7 +44,7 @@ def _whole(assembly: Assembly) -> Iterator[Problem]:
         yield Problem("listeners: there is none, so no mail comes in")
     elif not (
         _given(assembly, "relay_control", "clients", "rules")
-        or _given(assembly, "rcpthosts", "domains", "file")
+        or _given(assembly, "rcpthosts", "domains", "file", "cdb")
     ):
         text = "no domain in rcpthosts and no client in relay_control: every recipient will be refused"
         yield Problem(text, configuration.tree.place("listeners"))
