@@ -6,14 +6,14 @@ import re
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
-from gateway import Message
+from gateway import Client, Message
 from gateway.milter import Fields, Mail, packets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from gateway import Transaction
+    from gateway import Session, Transaction
 
 #: A macro's longest value; a client may choose some of them, and a packet has a bound.
 LONGEST = 1000
@@ -23,9 +23,8 @@ _AUTHSERV_ID = re.compile(rb"\s*(?:\([^)]*\)\s*)*\"?([^\s;\"]+)")
 def shown_as(transaction: Transaction, message: Message, hostname: str) -> Mail:
     """Make what the filters see. Mail that was born here is shown as coming from this machine itself."""
     session = transaction.session
-    ip = session.client.ip if session else "127.0.0.1"
-    name = (session.client.name if session else "localhost") or f"[{ip}]"
-    port = session.client.port if session else 0
+    client = session.client if session else Client("127.0.0.1", 0, "localhost")
+    ip, name, port = client.ip, client.name or f"[{client.ip}]", client.port
     family = b"U" if not ip else b"6" if ":" in ip else b"4"
     connect = packets.Connect(_raw(name) if ip else b"localhost", family, port, _raw(ip))
     return Mail(
@@ -71,32 +70,18 @@ def macros_of(
     transaction: Transaction, mail: Mail, hostname: str, now: datetime
 ) -> Mapping[type[packets.Packet], Mapping[bytes, bytes]]:
     """Give the macros by the command that they go with; those without a value are left out."""
-    session = transaction.session
-    ip = session.client.ip if session else "127.0.0.1"
-    name = session.client.name if session else "localhost"
-    shown = f"IPv6:{ip}" if ":" in ip else ip
+    session, i = transaction.session, transaction.id
     version, _, cipher = (session.tls if session else "").partition(" ")
     user = session.user if session else ""
-    ids = {"i": transaction.id}
-    facts = {"client_addr": shown, "client_name": name or "unknown"}
     domain = mail.sender.domain
+    client = _of_client(session, hostname)
     table: dict[type[packets.Packet], dict[str, str]] = {
-        packets.Connect: {
-            "j": hostname,
-            "_": f"{name or 'unknown'} [{shown}]",
-            "v": "Mailward",
-            "daemon_name": session.listener if session else "submit",
-            "daemon_addr": session.local_ip if session else "127.0.0.1",
-            "if_addr": session.local_ip if session else "127.0.0.1",
-            "if_name": hostname,
-            "client_port": str(session.client.port if session else 0),
-            "client_ptr": name or "unknown",
-            **facts,
-        },
+        packets.Connect: client,
         packets.Helo: {"tls_version": version, "cipher": cipher},
         packets.Mail: {
-            **ids,
-            **facts,
+            "i": i,
+            "client_addr": client["client_addr"],
+            "client_name": client["client_name"],
             # Which mechanism it was, a session does not say; filters ask only whether there was one.
             "auth_type": "PLAIN" if user else "",
             "auth_authen": user,
@@ -104,17 +89,38 @@ def macros_of(
             "mail_host": domain,
             "mail_mailer": "smtp" if domain else "",
         },
-        packets.Rcpt: ids,
-        packets.Data: ids,
+        packets.Rcpt: {"i": i},
+        packets.Data: {"i": i},
         packets.EndOfHeaders: {
-            **ids,
+            "i": i,
             "r": "ESMTP" if session is None or session.extended else "SMTP",
             "s": session.helo if session else hostname,
             "b": format_datetime(now),
         },
-        packets.EndOfMessage: {**ids, "msg_id": next(iter(mail.message.values("Message-ID")), "")},
+        packets.EndOfMessage: {"i": i, "msg_id": next(iter(mail.message.values("Message-ID")), "")},
     }
     return {kind: _encoded(values) for kind, values in table.items()}
+
+
+def _of_client(session: Session | None, hostname: str) -> dict[str, str]:
+    """Give what is known when a client has connected."""
+    client = session.client if session else Client("127.0.0.1", 0, "localhost")
+    ip = f"IPv6:{client.ip}" if ":" in client.ip else client.ip
+    here = session.local_ip if session else "127.0.0.1"
+    name = client.name or "unknown"
+    return {
+        "j": hostname,
+        "_": f"{name} [{ip}]",
+        "v": "Mailward",
+        "daemon_name": session.listener if session else "submit",
+        "daemon_addr": here,
+        "if_addr": here,
+        "if_name": hostname,
+        "client_addr": ip,
+        "client_name": name,
+        "client_ptr": name,
+        "client_port": str(client.port),
+    }
 
 
 def _encoded(values: Mapping[str, str]) -> dict[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""Filters that people trust, asked by the plugin `milters`: opendkim signs, rspamd and clamav-milter refuse."""
+"""Filters that people trust, asked by `milters`: opendkim signs, rspamd and clamav-milter refuse."""
 
 import smtplib
 import subprocess
@@ -166,7 +166,7 @@ options {{
 }}
 logging {{ type = "file"; filename = "{base}/log"; level = "info"; }}
 metric {{ name = "default"; actions {{ reject = 15; add_header = 6; }} }}
-milter_headers {{ use = ["x-rspamd-server", "x-spam-level"]; skip_local = false; skip_authenticated = false; }}
+milter_headers {{ use = ["x-rspamd-server", "x-spam-level"]; skip_local = false; }}
 worker "rspamd_proxy" {{
   bind_socket = "127.0.0.1:{port}"; milter = yes; count = 1; timeout = 30s;
   upstream "local" {{ default = yes; self_scan = yes; }}

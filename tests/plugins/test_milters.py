@@ -290,6 +290,15 @@ async def test_a_filter_that_fails_is_answered_by_its_policy(asked, fault, polic
     assert bool(two.heard) == (policy in ("hold", "skip"))
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("command", [*SHOWN, p.Rcpt])
+async def test_a_filter_that_dies_anywhere_is_answered_by_its_policy(asked, command, policy):
+    one = ScriptedFilter({command: "close"})
+    decision, message, mail = await asked(one, each=f", on_error: {policy}")
+    assert type(decision) is POLICIES[policy]
+    assert (bytes(message), len(mail.recipients)) == (RAW, 1)
+
+
 async def test_a_filter_that_says_wait_is_waited_for(asked):
     class Slow(ScriptedFilter):
         async def serve(self, reader, writer):
