@@ -28,9 +28,7 @@ def new_id() -> str:
     """Make a UUIDv7 (RFC 9562): unique without a central place, sorted by time."""
     stamp = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10), "big")
-    return str(
-        uuid.UUID(int=stamp << 80 | 7 << 76 | (random >> 68) << 64 | 2 << 62 | random & (1 << 62) - 1)
-    )
+    return str(uuid.UUID(int=stamp << 80 | 7 << 76 | (random >> 68) << 64 | 2 << 62 | random & (1 << 62) - 1))
 
 
 @dataclass(slots=True)
@@ -94,7 +92,9 @@ class Recipient:
 
     def at(self, address: str, *, claimed: str = "", rule: str = "") -> Recipient:
         """Give this recipient under another address."""
-        return replace(self, address=Address(address), claimed=claimed or self.claimed, rule=rule or self.rule)
+        return replace(
+            self, address=Address(address), claimed=claimed or self.claimed, rule=rule or self.rule
+        )
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ PROGRAMS = {
     "opendkim": "opendkim",
     "rspamd": "rspamd",
     "postfix": "postfix",
+    "pyspf-milter": "pyspf-milter",
     "procmail": "procmail",
     "swaks": "swaks",
     "vacation": "vacation",

@@ -56,7 +56,8 @@ class Assembly:
         """Say what a plugin failed of last, on one line; a client hears only 451 4.3.0."""
         for event in reversed(self.emitted):
             if isinstance(event, PluginFailed) and event.plugin == plugin:
-                return event.traceback.rstrip().rpartition("\n")[2]
+                said = event.traceback.rstrip().rpartition("\n")[2]
+                return said.removeprefix("gateway.errors.GatewayError: ")
             if isinstance(event, PluginTimedOut) and event.plugin == plugin:
                 return f"no answer within {event.deadline:g} s"
         return "for no reason that is known"

@@ -142,7 +142,7 @@ def test(name: str, conf: Path | None, as_json: bool, **envelope: Any) -> None:
     assembly = Assembly.of(load(conf))
     running = _running(assembly, name)
     heard, told = asyncio.run(_replay(assembly, name, letter))
-    rows = [_said(assembly, one) for one in heard]
+    rows = [_said(assembly, one) for one in heard] + _not_asked(assembly, name)
     if as_json:
         print_json(rows)
     else:
@@ -178,8 +178,11 @@ async def _replay(assembly: Assembly, name: str, letter: Letter) -> tuple[list[H
         await chain.life(name, Stages.startup)
     except Exception as error:  # noqa: BLE001 - whatever it raises is told
         return [], [f"startup failed: {type(error).__name__}: {error}"]
-    # What a dry run would say is what is asked for here.
-    steps = {stage: [replace(step, dry_run=False) for step in all_] for stage, all_ in chain.steps.items()}
+    # What a dry run would say is what is asked for here, and a fault that would be skipped is one.
+    steps = {
+        stage: [replace(step, dry_run=False, skip=False) for step in all_]
+        for stage, all_ in chain.steps.items()
+    }
     heard = await replay(Chain(chain.specs, steps, assembly.emitted.append), letter, name)
     await chain.life(name, Stages.shutdown, quiet=True)
     await chain.drain()
@@ -191,6 +194,17 @@ def _said(assembly: Assembly, one: Heard) -> dict[str, Any]:
     says = f"failed: {assembly.failure(one.plugin)}" if one.failed else _words(one)
     edit = [f"{one.stage}: {line}" for line in one.changes()]
     return {"stage": one.stage, "about": one.about, "says": says, "failed": one.failed, "edit": edit}
+
+
+def _not_asked(assembly: Assembly, name: str) -> list[dict[str, Any]]:
+    """Name the stages that were left out, since they would have done something."""
+    from gateway.testing.replay import REACHING
+
+    stages = [
+        stage for stage, stems in assembly.generation.order.items() if name in stems and stage in REACHING
+    ]
+    says = "not asked: it would reach beyond the chain"
+    return [{"stage": one, "about": "", "says": says, "failed": False, "edit": []} for one in stages]
 
 
 def _words(one: Heard) -> str:

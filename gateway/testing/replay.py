@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from gateway.envelope import Transaction
     from gateway.message import Message
 
-#: Not replayed: these reach the disk, the network or a mailbox, or belong to the gateway's own life.
-LEFT_OUT = frozenset({"open_queue", "deliver", "authenticate", "event", "startup", "shutdown", "commands"})
+#: Not replayed: these reach the disk, the network or a mailbox.
+REACHING = frozenset({"authenticate", "open_queue", "deliver"})
+#: Nor these, which belong to the gateway's own life.
+LEFT_OUT = REACHING | {"event", "startup", "shutdown", "commands"}
 
 
 @dataclass(slots=True)

@@ -176,10 +176,12 @@ def test_test_is_about_this_client_and_these_recipients(site):
     ]
     stranger = site.mailward("plugin", "test", "relay_control", "--recipient", "b@elsewhere.example")
     assert "relay\tb@elsewhere.example\tnothing" in stranger
+    assert "deliver\t\tnot asked: it would reach" in site.mailward("plugin", "test", "dot_qmail")
 
 
 @pytest.mark.usefixtures("stamp")
 def test_test_fails_with_the_plugin(site):
+    site.write("60-skip.yaml", "stamp: {on_error: skip}\n")
     said = site.mailward("plugin", "test", "stamp", "--sender", "boom@example.com", code=1)
     assert "mail\t\tfailed: RuntimeError: boom" in said
     assert "should be an IP address" in site.mailward("plugin", "test", "stamp", "--client", "x", code=2)

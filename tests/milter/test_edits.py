@@ -1,7 +1,7 @@
 """Header edits: what is told to an MTA does there what a plugin did here; indexes count as filters do."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import MilterError
@@ -45,6 +45,7 @@ fields = st.lists(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(fields, fields, st.booleans())
 def test_any_change_arrives_and_the_mtas_own_field_stays(before, after, leading_space):
     if not leading_space:

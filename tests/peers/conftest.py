@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,22 +9,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from peer import Gateway
+from peer import Gateway, folder_of
 from qmail_host import Host
-
-
-def _folder(stack):
-    """Make a folder; pytest's own are closed to the user that the gateway and Postfix become."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
-    folder.chmod(0o755)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def gateway():
     """Give a running gateway that the tests of one file share."""
     with ExitStack() as stack:
-        made = Gateway(_folder(stack))
+        made = Gateway(folder_of(stack))
         stack.callback(made.stop)
         made.start()
         yield made
@@ -37,7 +29,7 @@ def gateways():
     with ExitStack() as stack:
 
         def make():
-            made = Gateway(_folder(stack))
+            made = Gateway(folder_of(stack))
             stack.callback(made.stop)
             return made
 
@@ -48,7 +40,7 @@ def gateways():
 def open_folder():
     """Give a folder that every user may enter."""
     with ExitStack() as stack:
-        yield _folder(stack)
+        yield folder_of(stack)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +49,7 @@ def host():
     if os.geteuid():
         pytest.skip("only root can give a process a sendmail of its own")
     with ExitStack() as stack:
-        made = Host(_folder(stack))
+        made = Host(folder_of(stack))
         stack.callback(made.stop)
         made.start()
         yield made

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,6 +45,13 @@ class Soon(Plugin):
     def retry(self, delivery: Delivery) -> float:
         return self.clock.time() + 0.2
 '''
+
+
+def folder_of(stack):
+    """Make a folder; pytest's own are closed to the user that the gateway and Postfix become."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
+    folder.chmod(0o755)
+    return folder
 
 
 class Gateway:

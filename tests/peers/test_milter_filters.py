@@ -220,3 +220,22 @@ def test_a_gateway_with_two_filters_refuses_a_virus_and_delivers_signed_mail(gat
     assert verified(kept[start:], record)
     (event,) = eventually(lambda: gateway.events("ann@example.com", "message.refused"))
     assert event["reason"] == "milter clamav"
+
+
+# pyspf-milter: libmilter itself, by way of pymilter
+
+
+@pytest.mark.peer("pyspf-milter")
+async def test_pyspf_milter_adds_its_result_above_our_received(tmp_path, started):
+    port = free_port()
+    conf = tmp_path / "pyspf.conf"
+    conf.write_text(
+        f"debugLevel = 1\nTestOnly = 1\nSocket = inet:{port}@127.0.0.1\nPidFile = {tmp_path}/pid\n"
+        "UserID = root:root\nInternalHosts = 127.0.0.1\nLookup_Time = 2\n"
+    )
+    started(port, "pyspf-milter", conf)
+    decision, message = await shown(tmp_path, [at(port, "spf")], MESSAGE, ip="192.0.2.77")
+    assert decision is None
+    assert message.startswith(b"Authentication-Results: ")
+    assert b"smtp.mailfrom=example.com" in message.partition(b"\nReceived: ")[0]
+    assert message.endswith(MESSAGE)

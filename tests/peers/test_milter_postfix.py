@@ -147,13 +147,12 @@ def site(request, gateway_made):
 
 @pytest.fixture(scope="module")
 def gateway_made():
-    from conftest import _folder
-    from peer import Gateway
+    from peer import Gateway, folder_of
 
     with ExitStack() as stack:
 
         def make():
-            made = Gateway(_folder(stack))
+            made = Gateway(folder_of(stack))
             stack.callback(made.stop)
             return made
 

@@ -41,9 +41,7 @@ async def test_layout(bounce):
     assert (birth.sender, birth.recipients, birth.origin) == ("", ("s@remote.example",), "bounce")
 
 
-@pytest.mark.parametrize(
-    "report", ["a\n\n--- x\n\nb", "\n\n\n- x", "a\n\0\n<x@y>:\n", "\n\n"]
-)
+@pytest.mark.parametrize("report", ["a\n\n--- x\n\nb", "\n\n\n- x", "a\n\0\n<x@y>:\n", "\n\n"])
 async def test_no_report_forges_structure(bounce, report):
     birth = await bounce(failure(report), failure("last\n"))
     text = bytes(birth.message)

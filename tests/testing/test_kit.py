@@ -48,7 +48,7 @@ async def test_a_plugin_says_what_it_says(mailward_plugin, mailward_clock, moods
 
 
 async def test_a_failure_shows_the_traceback(mailward_plugin, moods):
-    plugin = mailward_plugin(moods)
+    plugin = mailward_plugin(moods, "moods: {on_error: skip}")
     with pytest.raises(AssertionError, match=r"in mail\n(.|\n)*RuntimeError: boom"):
         await plugin.says(Stages.mail, transaction("boom@example.com"))
 
