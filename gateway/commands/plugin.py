@@ -148,9 +148,8 @@ def test(name: str, conf: Path | None, as_json: bool, **envelope: Any) -> None:
     else:
         columns = ("stage", "about", "says")
         print_table(columns, ([row[key] for key in columns] for row in rows))
-        for one in rows:
-            for line in one["edit"]:
-                click.echo(plain(line))
+        for line in (line for row in rows for line in row["edit"]):
+            click.echo(plain(line))
     for line in told:
         click.echo(f"{running.found.path}: {line}", err=True)
     if told or any(one.failed for one in heard):
@@ -173,7 +172,6 @@ async def _replay(assembly: Assembly, name: str, letter: Letter) -> tuple[list[H
     from gateway.testing import replay
 
     chain = assembly.generation.chain
-    wrong: list[str] = []
     try:
         await chain.life(name, Stages.startup)
     except Exception as error:  # noqa: BLE001 - whatever it raises is told
@@ -186,7 +184,7 @@ async def _replay(assembly: Assembly, name: str, letter: Letter) -> tuple[list[H
     heard = await replay(Chain(chain.specs, steps, assembly.emitted.append), letter, name)
     await chain.life(name, Stages.shutdown, quiet=True)
     await chain.drain()
-    return heard, wrong + assembly.logged
+    return heard, assembly.logged
 
 
 def _said(assembly: Assembly, one: Heard) -> dict[str, Any]:
@@ -291,10 +289,14 @@ def _about(path: Path) -> str:
 def _settings(assembly: Assembly, running: Running) -> Iterator[dict[str, str]]:
     """Give each setting with its value, its type, its comment and where its value comes from."""
     from gateway.options import as_yaml, describe
+    from gateway.plugin import Section
 
     stem = running.found.stem
     options = {one.name: one for one in describe(type(running.settings), f"{stem}.")}
-    for key, value, place in assembly.configuration.tree.effective(running.settings, stem):
+    values = list(assembly.configuration.tree.effective(running.settings, stem))
+    # Its own first; what every plugin takes stands behind.
+    values.sort(key=lambda one: one[0].partition(".")[2] in Section.model_fields)
+    for key, value, place in values:
         one = options.get(key) or options.get(re.sub(r"\[\d+\]", "", key))
         kind, comment = (one.type, one.comment) if one else ("", "")
         yield {"key": key, "value": as_yaml(value), "type": kind, "comment": comment, "from": str(place)}
