@@ -198,11 +198,9 @@ def _not_asked(assembly: Assembly, name: str) -> list[dict[str, Any]]:
     """Name the stages that were left out, since they would have done something."""
     from gateway.testing.replay import REACHING
 
-    stages = [
-        stage for stage, stems in assembly.generation.order.items() if name in stems and stage in REACHING
-    ]
-    says = "not asked: it would reach beyond the chain"
-    return [{"stage": one, "about": "", "says": says, "failed": False, "edit": []} for one in stages]
+    row = {"about": "", "says": "not asked: it would reach beyond the chain", "failed": False, "edit": []}
+    order = assembly.generation.order
+    return [{"stage": one, **row} for one in order if one in REACHING and name in order[one]]
 
 
 def _words(one: Heard) -> str:
