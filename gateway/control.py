@@ -160,8 +160,9 @@ class Control:
             return self._calls[name]
         worker = self._worker
         # Built per request: a reload changes the chain that the events go through.
+        dispatcher = worker.dispatcher
         operations = Operations(
-            worker.queue, worker.generation.chain.emit, worker.dispatcher.wake, worker.dispatcher.bounce
+            worker.queue, worker.generation.chain.emit, dispatcher.wake, dispatcher.bounce, dispatcher.settle
         )
         return operations.calls[name]
 

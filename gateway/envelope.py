@@ -31,6 +31,11 @@ def new_id() -> str:
     return str(uuid.UUID(int=stamp << 80 | 7 << 76 | (random >> 68) << 64 | 2 << 62 | random & (1 << 62) - 1))
 
 
+def first_id(when: float) -> str:
+    """Give an id that sorts before all that were made at or after a time (seconds since the epoch)."""
+    return str(uuid.UUID(int=max(0, int(when * 1000)) << 80 | 7 << 76 | 2 << 62))
+
+
 @dataclass(slots=True)
 class Client:
     """Who speaks to us. `name` is set only when forward-confirmed (A/AAAA of the PTR name gives `ip`)."""

@@ -30,11 +30,13 @@ class Operations:
         emit: Callable[[events.Event], None],
         wake: Callable[[], None] = lambda: None,
         bounce: Bounce | None = None,
+        settle: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._queue = queue
         self._emit = emit
         self._wake = wake
         self._bounce_all = bounce
+        self._settle = settle
         self.calls: dict[str, Callable[..., Rows]] = {
             "queue.list": self._list,
             "queue.show": self._show,
@@ -82,6 +84,10 @@ class Operations:
         changed = await self._queue.hold(Filter(**wanted))
         for entry in changed:
             self._emit(events.MessageHeld(message=entry.id, actor=actor))
+        for entry in changed:
+            # Held recipients must not delay the bounce of those that have failed.
+            if self._settle:
+                await self._settle(entry.id)
         for entry in changed:
             yield describe(entry)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gateway import events, journal, milter, smtp
 from gateway.answering import Answering
 from gateway.counters import Counters
+from gateway.envelope import first_id
 from gateway.errors import ConfigError, GatewayError, Problem
 from gateway.hookspecs import Stages
 from gateway.journal import Journal
@@ -228,7 +229,7 @@ class Worker:
         """Emit what the queue holds and the journal lacks: the process was killed between the two."""
         since = self.journal.ended - _RECOVERY_WINDOW
         known = await asyncio.to_thread(journal.accepted, self.settings.gateway.state / "journal", since)
-        after = ""
+        after = first_id(since)
         while page := await self.queue.list(Filter(), _PAGE, after):
             for entry in page:
                 if entry.birth >= since and entry.id not in known:

@@ -7,6 +7,7 @@ have their turn each, both when recipients are claimed and when they wait for a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -76,9 +77,6 @@ class Dispatcher:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._loop: asyncio.Task[None] | None = None
 
-    def _per_destination(self) -> int:
-        return self._settings().concurrency.per_destination
-
     async def start(self) -> None:
         """Begin to work."""
         self._loop = asyncio.get_running_loop().create_task(self._run())
@@ -107,8 +105,23 @@ class Dispatcher:
         entries = await self._store.take(wanted)
         for entry in entries:
             self._hold(entry)
-            await self._guarded(entry, self._give_up(entry, actor))
+        # Tasks of ours, so that neither the asker's leaving nor a stop in between loses a claim.
+        tasks = [self._spawn(self._guarded(entry, self._give_up(entry, actor))) for entry in entries]
+        if tasks:
+            await asyncio.wait(tasks)
         return entries
+
+    async def settle(self, entry_id: str) -> None:
+        """Send the bounce of an entry whose other recipients have failed, now that the rest is held."""
+        rest = await self._store.rest(entry_id, ())
+        entry = None if rest.open or not rest.failures else await self._store.get(entry_id)
+        if entry is None:
+            return
+        attempt = Attempt(
+            self._tools, Delivery(new_id(), entry, _NOWHERE, (), entry.sender), self._settings().lifetime
+        )
+        async with self._lock(entry):
+            await attempt.end([])
 
     async def _give_up(self, entry: Entry, actor: str) -> None:
         delivery = Delivery(new_id(), entry, _NOWHERE, tuple(entry.recipients), entry.sender)
@@ -156,10 +169,11 @@ class Dispatcher:
         except TimeoutError:
             return
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _guarded(self, entry: Entry, work: Coroutine[Any, Any, None]) -> None:
         """Whatever goes wrong with one entry stops no other; what we hold of it is given back."""
@@ -168,7 +182,8 @@ class Dispatcher:
             await work
         except Exception as error:  # noqa: BLE001 - a bug here must not keep a claim until the next start
             self._chain().emit(events.QueueFailed(message=entry.id, error=f"{type(error).__name__}: {error}"))
-            await self._sleep(PAUSE)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), PAUSE)
             await self._give_back(entry, [one for one in recipients if (entry.id, one.number) in self._held])
 
     async def _work(self, entry: Entry) -> None:

@@ -21,6 +21,8 @@ MAIL_PARAMETERS = {
     "BODY": re.compile(r"7BIT|8BITMIME", re.IGNORECASE),
     "SMTPUTF8": re.compile(r""),
 }
+#: No part of an address (RFC 5321 section 4.1.2).
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 RCPT_PARAMETERS: dict[str, re.Pattern[str]] = {}
 
 
@@ -45,6 +47,8 @@ def parse_argument(
     except AddressError as error:
         refusal = Reply(501, status, str(error)) if strict else Reply(555, "5.5.4", str(error))
         raise Refused(refusal, "syntax") from None
+    if strict and _CONTROL.search(address):
+        raise Refused(Reply(501, status, "the address holds a control character"), "syntax")
     params: dict[str, str] = {}
     for word in rest.split():
         name, _, value = word.partition("=")

@@ -12,6 +12,7 @@ Events: the dispatcher tells `delivery.*` from the outcomes; `peer`, `reply` and
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 
 #: Addresses of one domain that one attempt may try.
 ADDRESSES = 10
+#: A host gets this many seconds for a message, and a second more for each SLOWEST bytes: each wait has a
+#: bound of its own, but a host could use up every one of them and keep others waiting.
+LONGEST = 3600
+SLOWEST = 1000
 
 
 class Settings(Section):
@@ -102,7 +107,14 @@ class Remote(Plugin[Settings]):
 
     async def _send(self, hop: Hop, delivery: Delivery, recipients: list[EntryRecipient]) -> list[Outcome]:
         envelope = _envelope(delivery, recipients)
-        verdicts, connection = await self._offer(hop, envelope, delivery)
+        try:
+            async with asyncio.timeout(LONGEST + delivery.entry.message.size / SLOWEST):
+                verdicts, connection = await self._offer(hop, envelope, delivery)
+        except TimeoutError:
+            slow = Verdict(
+                "deferred", "4.4.1", "it took too long altogether, perhaps it has the message all the same"
+            )
+            verdicts, connection = [slow] * len(recipients), None
         peer = str(connection.target) if connection else ""
         secure = bool(connection and connection.secure)
         return [

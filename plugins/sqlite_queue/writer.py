@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import queue
 import threading
@@ -75,8 +76,10 @@ class Writer:
         return results
 
     def _roll_back(self) -> None:
-        if self._shard.connection.in_transaction:
-            self._shard.connection.execute("ROLLBACK")
+        # Where even this fails, each later call fails too, and says so: the thread must not end.
+        with contextlib.suppress(apsw.Error):
+            if self._shard.connection.in_transaction:
+                self._shard.connection.execute("ROLLBACK")
 
     def _tell(self, results: list[_Result]) -> None:
         """Wake all callers by one call into the loop."""

@@ -228,6 +228,21 @@ async def test_held_recipients_do_not_delay_the_bounce_of_others(rig, entry):
     assert rig.told("message.finished") == []
 
 
+async def test_a_bounce_does_not_wait_for_what_is_held_later(rig, entry):
+    rig.answers["a@local.example"] = ["failed", "no\n", "5.1.1"]
+    rig.answers["b@local.example"] = ["deferred", "not now\n"]
+    one = entry("a@local.example", "b@local.example")
+    await rig.run(one)
+    assert not await rig.born()
+    await rig.store.hold(Filter(ids=[one.id]))
+    await rig.dispatcher.settle(one.id)
+    await rig.dispatcher.settle(one.id)
+    (bounced,) = rig.told("message.bounced")
+    assert bounced.recipients == ("a@local.example",)
+    kept = await rig.store.get(one.id)
+    assert [row.state for row in kept.recipients] == ["held"]
+
+
 async def test_a_bounce_that_fails_is_a_double_bounce(rig, entry):
     rig.answers["r@local.example"] = ["failed", "no\n"]
     await rig.run(entry(sender=""))
