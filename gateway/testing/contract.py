@@ -78,11 +78,14 @@ class _Trial:
         before = _values(modules)
         wrong += await self._life(first, Stages.startup)
         wrong += await self._answers(first, "")
+        busy = asyncio.create_task(self._answers(first, " while a reload went on"))
+        await asyncio.sleep(0)
         second = self._reloaded(first)
         if second.plugins[self.stem].instance is first.plugins[self.stem].instance:
             wrong.append("two configurations share one instance")
         wrong += await self._life(second, Stages.startup)
         self.bench.loader.retire(first, second)
+        wrong += await busy
         wrong += await self._answers(first, " of the old instance after a reload")
         wrong += await self._life(first, Stages.shutdown)
         wrong += await self._answers(second, " after the old instance was shut down")

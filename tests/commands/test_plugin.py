@@ -90,7 +90,16 @@ def test_what_new_writes_is_clean_and_loads(site):
     site.write("50-plugins.yaml", f"plugins: {{folders: [plugins]}}\n{settings}")
     (row,) = json.loads("[" + site.mailward("plugin", "show", "no_fridays", "--json") + "]")
     assert row["stages"] == ["mail"]
-    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length=110", "--select=E,F,I,B,UP"]
+    ruff = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--no-cache",
+        "--isolated",
+        "--line-length=110",
+        "--select=E,F,I,B,UP",
+    ]
     subprocess.run([*ruff, site.base / "plugins"], check=True, capture_output=True)
 
 

@@ -86,6 +86,17 @@ class P(Plugin):
 """,
         "shutdown raised AttributeError",
     ),
+    "loses its call to a reload": (
+        """
+class P(Plugin):
+    @hookimpl
+    async def rcpt(self, recipient):
+        await asyncio.sleep(0)
+        from sys import modules
+        modules[__name__]
+""",
+        "rcpt while a reload went on: KeyError",
+    ),
     "is dead as soon as the next one is there": (
         """
 class P(Plugin):
