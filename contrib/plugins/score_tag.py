@@ -10,8 +10,8 @@ gains nothing by it.
       after: [milters]
 
 At `tag_at` the message gets `X-Spam-Flag: YES`, and `subject` in front of its subject if that is set; a flag
-that it came with is taken out. At `hold_at` it waits in the queue until a person looks: `mailward queue list
---state held`. Events: `message.accepted`, with the recipients held.
+that it came with is taken out. At `hold_at` it waits in the queue until a person looks at it: `mailward queue
+list --state held`, and then `release` or `delete`.
 """
 
 from __future__ import annotations

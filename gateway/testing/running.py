@@ -92,7 +92,7 @@ class Running:
         asyncio.run_coroutine_threadsafe(self._worker.reload(), self._loop).result(PATIENCE)
 
     def events(self, name: str = "") -> list[dict[str, Any]]:
-        """Give the events of this name so far, or all, in order."""
+        """Give the events of this name, or all, in order: those that are on disk, so see `wait_for`, too."""
         return [
             one
             for one in journal.read(self.base / "var" / "journal", having=name)
