@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from gateway import events
-from gateway.envelope import Delivery, Outcome, Route, expand_verp, new_id
+from gateway.envelope import Delivery, Outcome, new_id
 from gateway.errors import QueueError
 from gateway.queue.attempt import PAUSE, Attempt, Tools
+from gateway.queue.grouping import NOWHERE, deliveries
 from gateway.queue.slots import Slots
 from gateway.queue.store import lane
 from gateway.routing import resolve
@@ -32,12 +33,8 @@ if TYPE_CHECKING:
     from gateway.routing import Routed
     from gateway.settings import Queue as Settings
 
-#: Recipients of one remote delivery (RFC 5321 section 4.5.3.1.8 lets every server refuse more).
-_GROUP = 100
 #: The longest that a full ready list is left alone.
 _STALLED = 60.0
-#: For recipients that nobody routes: they wait as local mail does, and are routed again.
-_NOWHERE = Route("", "local")
 
 
 class Dispatcher:
@@ -118,13 +115,13 @@ class Dispatcher:
         if entry is None:
             return
         attempt = Attempt(
-            self._tools, Delivery(new_id(), entry, _NOWHERE, (), entry.sender), self._settings().lifetime
+            self._tools, Delivery(new_id(), entry, NOWHERE, (), entry.sender), self._settings().lifetime
         )
         async with self._lock(entry):
             await attempt.end([])
 
     async def _give_up(self, entry: Entry, actor: str) -> None:
-        delivery = Delivery(new_id(), entry, _NOWHERE, tuple(entry.recipients), entry.sender)
+        delivery = Delivery(new_id(), entry, NOWHERE, tuple(entry.recipients), entry.sender)
         attempt = Attempt(self._tools, delivery, self._settings().lifetime)
         text = "The postmaster has given up this delivery.\n"
         outcomes = [Outcome(one.number, "failed", text, "5.0.0") for one in entry.recipients]
@@ -188,7 +185,7 @@ class Dispatcher:
 
     async def _work(self, entry: Entry) -> None:
         await self._route(entry)
-        attempts = (self._attempt(delivery) for delivery in self._deliveries(entry))
+        attempts = (self._attempt(delivery) for delivery in deliveries(entry))
         for ended in await asyncio.gather(*attempts, return_exceptions=True):
             if ended:
                 raise ended
@@ -233,23 +230,6 @@ class Dispatcher:
                 rule=found[0].recipient.rule,
             )
         )
-
-    def _deliveries(self, entry: Entry) -> Iterable[Delivery]:
-        """Group recipients: remote ones with the same route share an attempt, except under VERP."""
-        groups: dict[object, list[EntryRecipient]] = {}
-        for one in entry.recipients:
-            route = one.route or _NOWHERE
-            sender = expand_verp(entry.sender, one.recipient.address)
-            alone = one.number if route.channel == "local" or sender != entry.sender else None
-            groups.setdefault((route, one.attempts, alone), []).append(one)
-        for some in groups.values():
-            for start in range(0, len(some), _GROUP):
-                yield self._delivery(entry, some[start : start + _GROUP])
-
-    def _delivery(self, entry: Entry, some: list[EntryRecipient]) -> Delivery:
-        first = some[0]
-        sender = expand_verp(entry.sender, first.recipient.address)
-        return Delivery(new_id(), entry, first.route or _NOWHERE, tuple(some), sender, first.attempts + 1)
 
     async def _attempt(self, delivery: Delivery) -> None:
         """Wait for a slot, deliver, store the end of it."""
