@@ -1,4 +1,4 @@
-"""Which recipients of an entry share an attempt. Pure: no IO."""
+"""Which recipients of an entry share an attempt."""
 
 from __future__ import annotations
 
