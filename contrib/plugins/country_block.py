@@ -8,7 +8,7 @@ in this form are published by several registries and vendors; IPv4 and IPv6 may 
       refuse: [XA, XB]
 
 The file is read at the start, and again when it changes, in a thread; 300,000 ranges take about a second. A
-client that no range holds is let through. A file that is wrong keeps the gateway from starting; later it makes
+client that no range holds is let through. A wrong file keeps the gateway from starting; later it makes
 clients wait (421) unless `on_error: skip` is set.
 
 Refusals are 554 5.7.1 with the reason `country`.
