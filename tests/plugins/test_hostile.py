@@ -220,6 +220,7 @@ REFUSALS = {
     "553 5.7.1 relaying denied\r\n",
     "501 5.1.3 a recipient needs an address\r\n",
     "555 5.5.4 parameter not recognised\r\n",
+    "501 5.1.3 the address holds a control character\r\n",
 }
 
 
@@ -245,15 +246,18 @@ async def test_through_rcpt_and_delivery(tmp_path, quoted):
         writer.close()
         await finished(worker)
     home.check()
-    assert len(accepted) > COUNT * 0.7
+    assert len(accepted) > COUNT * 0.5
     assert set(refused.values()) <= REFUSALS
     names = {b"Return-Path", b"Delivered-To", b"Received", b"Date", b"Message-ID", b"Subject"}
     for mail in home.mail("Maildir") + home.mail("Kept"):
         assert set(fields(mail)) <= names, mail
     assert len(home.mail("Maildir")) == len(home.mail("Kept")) == len(home.seen())
     if quoted:
-        # Quoted well, each is exactly the address that was meant; only bytes that are no text are refused.
-        assert set(refused.values()) == {"553 5.6.7 the address is not UTF-8\r\n"}
+        # Quoted well, each is exactly the address that was meant; only what is no text is refused.
+        assert set(refused.values()) == {
+            "553 5.6.7 the address is not UTF-8\r\n",
+            "501 5.1.3 the address holds a control character\r\n",
+        }
         assert Counter(home.seen()) == Counter(f"abc-{local}" for local in accepted)
 
 
