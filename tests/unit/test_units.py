@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.settings.units import (
+from gateway.units import (
     Address,
     Duration,
     Endpoint,
