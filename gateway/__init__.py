@@ -56,11 +56,11 @@ if TYPE_CHECKING:
     from gateway.services import Dns as Dns
     from gateway.services import a_label as a_label
     from gateway.services import is_ip as is_ip
-    from gateway.units import Duration as Duration
-    from gateway.units import Endpoint as Endpoint
-    from gateway.units import Network as Network
-    from gateway.units import Size as Size
-    from gateway.units import parse_network as parse_network
+    from gateway.settings.units import Duration as Duration
+    from gateway.settings.units import Endpoint as Endpoint
+    from gateway.settings.units import Network as Network
+    from gateway.settings.units import Size as Size
+    from gateway.settings.units import parse_network as parse_network
 
 #: name -> the module it lives in; "" is a module that is a door itself.
 _HOME = {
@@ -80,8 +80,8 @@ _HOME = {
     "Dns": "services",
     "DnsNotFound": "errors",
     "DnsTemporary": "errors",
-    "Duration": "units",
-    "Endpoint": "units",
+    "Duration": "settings.units",
+    "Endpoint": "settings.units",
     "Entry": "envelope",
     "EntryRecipient": "envelope",
     "Failure": "envelope",
@@ -90,7 +90,7 @@ _HOME = {
     "Hold": "decision",
     "Message": "message",
     "MilterError": "errors",
-    "Network": "units",
+    "Network": "settings.units",
     "Outcome": "envelope",
     "Place": "errors",
     "Plugin": "plugin",
@@ -101,7 +101,7 @@ _HOME = {
     "Section": "plugin",
     "Session": "envelope",
     "Site": "plugin",
-    "Size": "units",
+    "Size": "settings.units",
     "Spool": "message",
     "Stages": "hookspecs",
     "Transaction": "envelope",
@@ -113,7 +113,7 @@ _HOME = {
     "is_ip": "services",
     "new_id": "envelope",
     "own_addresses": "interfaces",
-    "parse_network": "units",
+    "parse_network": "settings.units",
     "quote_local_part": "address",
     "resolve": "routing",
 }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.settings import Listener
-    from gateway.units import Endpoint
+    from gateway.settings.units import Endpoint
 
 _BACKLOG = 1024
 _NO_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}

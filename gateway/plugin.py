@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal
 from pydantic import Field
 from typing_extensions import TypeVar
 
-from gateway.options import Block
-from gateway.units import Duration  # noqa: TC001 - pydantic reads it at run time
+from gateway.settings.options import Block
+from gateway.settings.units import Duration  # noqa: TC001 - pydantic reads it at run time
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from gateway.units import Endpoint
+    from gateway.settings.units import Endpoint
     from gateway.worker import Configuration
 
     #: What runs beside the worker; it is entered before the worker starts.

@@ -26,7 +26,7 @@ from gateway.queue.birth import accepted
 from gateway.reception import Reception
 from gateway.services import Clock, Dns
 from gateway.settings import Settings
-from gateway.tree import Tree
+from gateway.settings.tree import Tree
 
 if TYPE_CHECKING:
     import socket
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gateway.loader import Generation
     from gateway.queue import Queue
     from gateway.settings import Listener
-    from gateway.units import Endpoint
+    from gateway.settings.units import Endpoint
 
 #: Deliveries and commands under way get this many seconds at a stop; then they are tried again later.
 GRACE = 30.0

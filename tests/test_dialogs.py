@@ -31,9 +31,9 @@ from gateway.plugin import Services, Site
 from gateway.queue import Filter, MemoryQueue
 from gateway.reception import Reception
 from gateway.settings import Settings
+from gateway.settings.tree import Tree
 from gateway.smtp import Server
 from gateway.testing.fakes import FakeClock, FakeDns
-from gateway.tree import Tree
 
 FOLDER = Path(__file__).parent / "dialogs"
 PATIENCE = 10

@@ -19,8 +19,8 @@ PLUGINS = ROOT / "plugins"
 DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
-    "errors decision address message envelope units events options interfaces cdb controls yamltree "
-    "qmail_control faults tree settings journal log services counters hookspecs plugin chain loader "
+    "errors decision address message envelope events interfaces cdb controls settings journal log services "
+    "counters hookspecs plugin chain loader "
     "routing queue smtp milter reception answering listeners operations qmail drops submit worker control "
     "supervisor testing commands"
 ).split()
@@ -33,8 +33,8 @@ PURE = [
     "gateway/smtp/reply.py",
     "gateway/queue/retry.py",
     "gateway/cdb.py",
-    "gateway/yamltree.py",
-    "gateway/qmail_control.py",
+    "gateway/settings/yamltree.py",
+    "gateway/settings/qmail_control.py",
     "gateway/milter/packets.py",
     "gateway/milter/wire.py",
     "gateway/milter/states.py",

@@ -69,7 +69,7 @@ def _refuse_known(now: Configuration, name: str) -> list[str]:
 
 
 def _text(name: str, user: str, home: Path | None) -> str:
-    from gateway.options import as_yaml
+    from gateway.settings.options import as_yaml
 
     lines = [
         "# Written by `mailward domain add`.",

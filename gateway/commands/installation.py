@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gateway import controls
-from gateway.options import as_yaml
-from gateway.qmail_control import DOUBLE_BOUNCE, INJECT, TABLE, settings_of
+from gateway.settings.options import as_yaml
+from gateway.settings.qmail_control import DOUBLE_BOUNCE, INJECT, TABLE, settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -269,7 +269,7 @@ def _why(assembly: Assembly, found: Found, *, runs: bool) -> str:
 
 def _running(assembly: Assembly, name: str) -> Running:
     """Find a plugin that runs. Raises ConfigError."""
-    from gateway.faults import hint
+    from gateway.settings.faults import hint
 
     if name in assembly.generation.plugins:
         return assembly.generation.plugins[name]
@@ -286,8 +286,8 @@ def _about(path: Path) -> str:
 
 def _settings(assembly: Assembly, running: Running) -> Iterator[dict[str, str]]:
     """Give each setting with its value, its type, its comment and where its value comes from."""
-    from gateway.options import as_yaml, describe
     from gateway.plugin import Section
+    from gateway.settings.options import as_yaml, describe
 
     stem = running.found.stem
     options = {one.name: one for one in describe(type(running.settings), f"{stem}.")}

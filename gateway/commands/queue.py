@@ -51,7 +51,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
 
 def _wanted(ids: tuple[str, ...], older_than: str, state: str | None, **texts: str) -> dict[str, Any]:
     """Make the arguments of a Filter, without what was not given."""
-    from gateway.units import parse_duration
+    from gateway.settings.units import parse_duration
 
     wanted: dict[str, Any] = {key: text for key, text in texts.items() if text}
     if ids:

@@ -22,7 +22,7 @@ from gateway.settings import Settings, describe
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from gateway.options import Option
+    from gateway.settings.options import Option
 
 _EVENTS_HEAD = """\
 # Events

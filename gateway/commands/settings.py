@@ -29,7 +29,7 @@ Examples:
 def settings(section: str, conf: Path | None, as_json: bool) -> None:
     """Show the settings in use, and where each comes from. Secrets are masked."""
     from gateway.commands.assembly import Assembly
-    from gateway.faults import hint
+    from gateway.settings.faults import hint
 
     rows = list(_rows(Assembly.of(load(conf))))
     if section:
@@ -40,7 +40,7 @@ def settings(section: str, conf: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"key": key, "value": value, "from": str(place)} for key, value, place in rows)
     else:
-        from gateway.options import as_yaml
+        from gateway.settings.options import as_yaml
 
         print_table(
             ("setting", "value", "from"), [(key, as_yaml(value), place) for key, value, place in rows]

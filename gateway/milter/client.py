@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.envelope import Recipient
     from gateway.milter.packets import Answer, Packet
     from gateway.milter.verdict import Mail
-    from gateway.units import Endpoint
+    from gateway.settings.units import Endpoint
 
     #: Command -> the macros that go with it.
     MacrosOf = Mapping[type[Packet], Mapping[bytes, bytes]]

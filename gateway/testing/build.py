@@ -25,7 +25,7 @@ from gateway.message import Message
 from gateway.plugin import Services, Site
 from gateway.services import Clock, Dns
 from gateway.settings import Settings
-from gateway.tree import Tree
+from gateway.settings.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.settings import Settings
-from gateway.tree import Tree
+from gateway.settings.tree import Tree
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "migrate-from-qmail.md"
 PROGRAM = """\

@@ -21,10 +21,10 @@ from gateway.queue import Filter, MemoryQueue
 from gateway.reception import Reception
 from gateway.services import Clock
 from gateway.settings import Settings
+from gateway.settings.tree import Tree
 from gateway.smtp import Server
 from gateway.testing.cdb import make_cdb
 from gateway.testing.fakes import FakeDns
-from gateway.tree import Tree
 
 #: What qmail had and we default otherwise.
 SETTINGS = """

@@ -19,8 +19,8 @@ from gateway.chain import Chain
 from gateway.hookspecs import SPECS
 from gateway.loader import Loader, bundled_folder, discover, steps_of
 from gateway.plugin import Services, Site
+from gateway.settings.tree import Tree
 from gateway.testing.fakes import FakeClock, FakeDns
-from gateway.tree import Tree
 
 HERE = Path(__file__).parent
 FOLDER = Path(os.environ.get("MAILWARD_VECTORS") or HERE.parents[1].parent / "shared" / "vectors")

@@ -9,8 +9,8 @@ from gateway import loader
 from gateway.counters import Counters
 from gateway.envelope import Client, Session, Transaction
 from gateway.plugin import Services, Site
+from gateway.settings.tree import Tree
 from gateway.testing.fakes import FakeClock, FakeDns
-from gateway.tree import Tree
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 #: The stages without which no chain is built.

@@ -14,10 +14,10 @@ from gateway.plugin import Services
 from gateway.queue import MemoryQueue
 from gateway.reception import Reception
 from gateway.settings import Settings
+from gateway.settings.tree import Tree
 from gateway.smtp import Server
 from gateway.testing import Bench
 from gateway.testing.fakes import FakeClock, FakeDns
-from gateway.tree import Tree
 
 OURS = "example.org"
 THEM = "victim.example"

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.errors import ConfigError
 from gateway.settings import Settings
-from gateway.tree import Tree
+from gateway.settings.tree import Tree
 
 
 def tree(base, yaml="", **control):

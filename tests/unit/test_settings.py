@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, Field, SecretStr
 from gateway.errors import ConfigError, Place
 from gateway.plugin import Section
 from gateway.settings import Block, ConfigPath, Settings, Tree, describe, wrong
-from gateway.units import Address, Duration
+from gateway.settings.units import Address, Duration
 
 BAD = Path(__file__).parent.parent / "badconfig"
 PLUGINS = {"accounts", "rcpthosts", "remote", "virtual_domains"}

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.units import (
+from gateway.settings.units import (
     Address,
     Duration,
     Endpoint,

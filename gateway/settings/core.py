@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from gateway.options import Block, ConfigPath, Option, describe, wrong
-from gateway.tree import Tree
-from gateway.units import Address, Duration, Size, Written
+from gateway.settings.options import Block, ConfigPath, wrong
+from gateway.settings.units import Address, Duration, Size, Written
 
-__all__ = ["Block", "ConfigPath", "Option", "Settings", "Tree", "describe", "wrong"]
+if TYPE_CHECKING:
+    from gateway.settings.tree import Tree
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _LATER = ("submission", "lmtp", "http")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gateway import controls
 from gateway.errors import ConfigError, Place, Problem
-from gateway.yamltree import Node
+from gateway.settings.yamltree import Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,8 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.errors import Place, Problem
-from gateway.options import models_in, secrets_of
-from gateway.yamltree import Node, dotted
+from gateway.settings.options import models_in, secrets_of
+from gateway.settings.yamltree import Node, dotted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from gateway.units import Written
+from gateway.settings.units import Written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

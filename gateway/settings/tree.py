@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from gateway.errors import ConfigError, Place, Problem
-from gateway.faults import hint, problems_of
-from gateway.options import masked
-from gateway.qmail_control import beneath
-from gateway.yamltree import Node, compose, dotted, merge, spellings
+from gateway.settings.faults import hint, problems_of
+from gateway.settings.options import masked
+from gateway.settings.qmail_control import beneath
+from gateway.settings.yamltree import Node, compose, dotted, merge, spellings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

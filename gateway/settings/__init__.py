@@ -1,0 +1,43 @@
+"""The door of the settings: from conf.d to typed values. Lazy as the main door is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gateway.settings.core import Concurrency as Concurrency
+    from gateway.settings.core import Limits as Limits
+    from gateway.settings.core import Listener as Listener
+    from gateway.settings.core import Output as Output
+    from gateway.settings.core import Queue as Queue
+    from gateway.settings.core import Settings as Settings
+    from gateway.settings.options import Block as Block
+    from gateway.settings.options import ConfigPath as ConfigPath
+    from gateway.settings.options import describe as describe
+    from gateway.settings.options import wrong as wrong
+    from gateway.settings.tree import Tree as Tree
+
+#: name -> the module it lives in.
+_HOME = {
+    "Block": "options",
+    "Concurrency": "core",
+    "ConfigPath": "options",
+    "Limits": "core",
+    "Listener": "core",
+    "Output": "core",
+    "Queue": "core",
+    "Settings": "core",
+    "Tree": "tree",
+    "describe": "options",
+    "wrong": "options",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
