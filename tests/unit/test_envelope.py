@@ -8,8 +8,9 @@ from gateway import Address, Recipient
 from gateway.envelope import expand_verp, new_id
 
 
-def test_ids_are_uuids_of_version_7_sorted_by_time(monkeypatch):
-    stamps = iter(range(1_700_000_000_000_000_000, 1_700_000_001_000_000_000, 2_000_000))
+@pytest.mark.parametrize("step", [2_000_000, 1_000])
+def test_ids_are_uuids_of_version_7_sorted_by_time(monkeypatch, step):
+    stamps = iter(range(1_700_000_000_000_000_000, 1_700_000_001_000_000_000, step))
     monkeypatch.setattr("gateway.envelope.time.time_ns", lambda: next(stamps))
     ids = [new_id() for _ in range(200)]
     assert ids == sorted(ids)
