@@ -192,7 +192,7 @@ async def test_a_reader_that_stands_still_costs_the_journal_nothing_and_is_count
             journal.emit(SessionOpened())
         start = time.monotonic()
         await journal.flush()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 10
     with os.fdopen(reading, "rb") as reader:
         lines = [reader.readline()]
         journal.emit(SessionOpened(reason="caught up"))
