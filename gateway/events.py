@@ -269,6 +269,71 @@ class CommandRefused(Event):
     stage: str = ""
 
 
+@event("tls.established")
+class TlsEstablished(Event):
+    """TLS is up: with a client of ours (`session`), or with the host of a delivery (`peer`)."""
+
+    #: "TLSv1.3", and the cipher's name.
+    version: str = ""
+    cipher: str = ""
+    #: What the client asked for (SNI), or whom we asked for.
+    server_name: str = ""
+    #: The host of a delivery, "name[ip]:port"; "" for a client.
+    peer: str = ""
+    #: How the other side was authenticated: "dane", "webpki", "certificate" (a client's), "" when it was not.
+    verified: str = ""
+
+
+@event("tls.failed", "security", "warning")
+class TlsFailed(Event):
+    """A TLS handshake failed, or what the other side showed was not what policy asks for."""
+
+    peer: str = ""
+    #: What the library or the policy said.
+    error: str = ""
+
+
+@event("tls.certificate_loaded")
+class TlsCertificateLoaded(Event):
+    """A certificate of ours is in use: at the start, or since its files have changed."""
+
+    file: str = ""
+    names: tuple[str, ...] = ()
+    #: Its last day, RFC 3339.
+    expires: str = ""
+
+
+@event("tls.certificate_expiring", severity="warning")
+class TlsCertificateExpiring(Event):
+    """A certificate of ours ends within 14 days, or has ended; told once a day."""
+
+    file: str = ""
+    expires: str = ""
+
+
+@event("tls.certificate_failed", severity="error")
+class TlsCertificateFailed(Event):
+    """Changed files of a certificate cannot be used; the one from before stays."""
+
+    file: str = ""
+    error: str = ""
+
+
+@event("auth.succeeded", "security")
+class AuthSucceeded(Event):
+    """A client has proved to be `user`."""
+
+    #: "PLAIN", "LOGIN" or "SCRAM-SHA-256".
+    mechanism: str = ""
+
+
+@event("auth.failed", "security", "notice")
+class AuthFailed(Event):
+    """A client has not; `user` is what it claimed, `reason` why: credentials, locked, unavailable, malformed."""
+
+    mechanism: str = ""
+
+
 @event("sender.accepted")
 class SenderAccepted(Event):
     """MAIL FROM was answered with 250."""
