@@ -329,7 +329,7 @@ class AuthSucceeded(Event):
 
 @event("auth.failed", "security", "notice")
 class AuthFailed(Event):
-    """A client has not; `user` is what it claimed, `reason` why: credentials, locked, unavailable, malformed."""
+    """A client has not; `user` is what it claimed. Reasons: credentials, locked, unavailable, malformed."""
 
     mechanism: str = ""
 
