@@ -6,12 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gateway.settings.core import Certificate as Certificate
     from gateway.settings.core import Concurrency as Concurrency
     from gateway.settings.core import Limits as Limits
     from gateway.settings.core import Listener as Listener
     from gateway.settings.core import Output as Output
     from gateway.settings.core import Queue as Queue
     from gateway.settings.core import Settings as Settings
+    from gateway.settings.core import Tls as Tls
     from gateway.settings.options import Block as Block
     from gateway.settings.options import ConfigPath as ConfigPath
     from gateway.settings.options import describe as describe
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 #: name -> the module it lives in.
 _HOME = {
     "Block": "options",
+    "Certificate": "core",
     "Concurrency": "core",
     "ConfigPath": "options",
     "Limits": "core",
@@ -28,6 +31,7 @@ _HOME = {
     "Output": "core",
     "Queue": "core",
     "Settings": "core",
+    "Tls": "core",
     "Tree": "tree",
     "describe": "options",
     "wrong": "options",

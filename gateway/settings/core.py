@@ -88,6 +88,26 @@ class Listener(Block):
     name: str = Field(default_factory=_listener_name, min_length=1)
 
 
+class Certificate(Block):
+    """One of `tls.certificates:` with its key. Both are read again when they change."""
+
+    #: The certificate in PEM, followed by those that lead to its authority.
+    certificate: ConfigPath
+    #: Its private key in PEM, without a password.
+    key: ConfigPath
+
+
+class Tls(Block):
+    """`tls:` how listeners speak TLS."""
+
+    #: Certificates; a client gets the one for the name that it asks for (SNI), else the first.
+    certificates: tuple[Certificate, ...] = ()
+    #: The oldest version that is spoken.
+    minimum: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.2"
+    #: Authorities (PEM) whose client certificates count; without it no client is asked for one.
+    client_ca: ConfigPath | None = None
+
+
 class Limits(Block):
     """`limits:` what one client, session or message may take."""
 
@@ -173,6 +193,8 @@ class Settings(Block):
     gateway: Gateway = Field(default_factory=Gateway)
     #: The addresses that the gateway serves.
     listeners: tuple[Listener, ...] = ()
+    #: How listeners speak TLS.
+    tls: Tls = Tls()
     #: What one client, session or message may take.
     limits: Limits = Limits()
     #: How long and how busily mail is delivered.
