@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gateway.errors import MilterError as MilterError
     from gateway.errors import Place as Place
     from gateway.errors import Problem as Problem
+    from gateway.faultpoint import point as point
     from gateway.hookspecs import Stages as Stages
     from gateway.hookspecs import hookimpl as hookimpl
     from gateway.interfaces import own_addresses as own_addresses
@@ -114,6 +115,7 @@ _HOME = {
     "new_id": "envelope",
     "own_addresses": "interfaces",
     "parse_network": "settings.units",
+    "point": "faultpoint",
     "quote_local_part": "address",
     "resolve": "routing",
 }

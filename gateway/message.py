@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.errors import MessageTooBig
+from gateway.faultpoint import point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,6 +171,7 @@ class Spool:
         if self._limit and self.size > self._limit:
             raise MessageTooBig(f"the message is larger than {self._limit} bytes")
         if self._file is not None:
+            point("spool.write")
             self._file.write(data)
             return
         self._pieces.append(data)
@@ -183,6 +185,7 @@ class Spool:
             return Message.parse(b"".join(self._pieces))
         size = self._file.tell()
         self._file.close()
+        point("spool.close")
         body = FileBody(self._path, size)
         self._file = self._path = None
         return Message(self._header or b"", body)
@@ -206,6 +209,7 @@ class Spool:
             self._pieces = [raw]
             return
         self._header = raw[:end]
+        point("spool.create")
         number, name = tempfile.mkstemp(prefix="body-", dir=self._folder)
         self._path = type(self._folder)(name)
         self._file = os.fdopen(number, "wb", buffering=BLOCK)

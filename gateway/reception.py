@@ -1,6 +1,6 @@
 """Takes mail in: asks the reception stages for any listener, and commits what they let through.
 
-It knows no protocol: the edges (`smtp/server.py`, later `milter/server.py`) turn what it says into replies.
+It knows no protocol: the edges (`smtp/server/`, `milter/server.py`) turn what it says into replies.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from gateway.chain import FAULT
 from gateway.decision import Accept, Defer, Discard, Disconnect, Hold, Reject
 from gateway.envelope import Entry, EntryRecipient, Recipient, Session, Transaction, new_id
 from gateway.errors import QueueError, QueueFull
+from gateway.faultpoint import point
 from gateway.hookspecs import Stages
 from gateway.message import FileBody, Spool
 from gateway.queue.birth import accepted
@@ -152,6 +153,7 @@ class Reception:
     async def message(self, transaction: Transaction, message: Message) -> Decision:
         """Ask `incoming` and `message`, and commit. Accept means: on stable storage."""
         chain = self.chain_of(transaction.session)
+        point("reception.content")
         came = message.copy()
         entry, decision = await self.admit(transaction, message, chain)
         if entry is None or entry.message.body is not came.body:
@@ -257,6 +259,7 @@ class Reception:
 
     async def _commit(self, chain: Chain, entry: Entry, transaction: Transaction) -> Decision:
         try:
+            point("reception.commit")
             await self._queue.add(entry)
         except QueueFull:
             decision = Defer("4.3.1", "no room on this system, try again later", reason="queue_full")
@@ -266,8 +269,10 @@ class Reception:
                 "4.3.0", "the queue cannot take mail now, try again later", reason="queue_failed"
             )
         else:
+            point("reception.committed")
             chain.emit(accepted(entry))
             chain.tell(Stages.queued, entry)
+            point("reception.told")
             self._accepted()
             return Accept()
         drop(entry.message)

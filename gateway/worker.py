@@ -15,6 +15,7 @@ from gateway.answering import Answering
 from gateway.counters import Counters
 from gateway.envelope import first_id
 from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.faultpoint import point
 from gateway.hookspecs import Stages
 from gateway.journal import Journal
 from gateway.listeners import bind, close_sockets, open_sockets
@@ -153,8 +154,11 @@ class Worker:
         await self.queue.open()
         self._stack.push_async_callback(self.queue.close)
         self._make_reception()
+        point("start.recover")
         await self._recover()
+        point("start.recovered")
         await self._start_dispatcher()
+        point("start.serve")
         for listener in settings.listeners:
             await self._serve(listener.address, sockets[listener.address])
         self._tell_started()
@@ -265,7 +269,7 @@ class Worker:
         if listener.protocol == "milter":
             return milter.Server(Answering(self.reception), limits, listener.name, loop)
         greeting = self.settings.gateway.greeting
-        return smtp.Server(self.reception, limits, greeting, listener.name, listener.protocol, loop)
+        return smtp.Server(self.reception, limits, greeting, listener, loop)
 
     async def _reload(self) -> None:
         old = self.configuration

@@ -19,8 +19,8 @@ PLUGINS = ROOT / "plugins"
 DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
-    "errors decision address message envelope events interfaces cdb controls settings journal log services "
-    "counters hookspecs plugin chain loader "
+    "errors faultpoint decision address message envelope events interfaces cdb controls settings journal log "
+    "services counters hookspecs plugin chain loader "
     "routing queue smtp milter reception answering listeners operations qmail drops submit worker control "
     "supervisor testing commands"
 ).split()
@@ -63,7 +63,7 @@ COMPUTES = {"time.strftime", "time.gmtime"}
 #: Files over the limit, each with the reason why it is not two.
 LONG = {
     "gateway/events.py": "the vocabulary: one class an event, to be read in one place",
-    "gateway/smtp/server.py": "one subclass cures every fault of aiosmtpd, in one file",
+    "gateway/smtp/server/connection.py": "one subclass cures every fault of aiosmtpd, in one file",
     "gateway/worker.py": "the composition of a process, start to stop",
     "gateway/reception.py": "every stage of reception, in mail order",
     "gateway/chain.py": "the walk, and the timer that only it uses",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from gateway.errors import JournalError
+from gateway.faultpoint import point
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +59,7 @@ class Segments:
                 return 1, 0.0
             sequence, when, length = _end(found[-1])
             os.truncate(found[-1], length)
+            point("journal.open")
             self._continue(found[-1], length, now)
         except BlockingIOError:
             self.close()
@@ -76,10 +78,13 @@ class Segments:
         if fresh:
             self._start(first, now)
         try:
+            point("journal.write")
             view = memoryview(lines)
             while view:
                 view = view[os.write(self._file, view) :]
+            point("journal.sync")
             os.fdatasync(self._file)
+            point("journal.synced")
         except OSError:
             self._abandon()
             raise
@@ -112,6 +117,7 @@ class Segments:
             os.close(self._file)
             self._file = -1
         self._continue(self._folder / f"{first:020d}{SUFFIX}", 0, now)
+        point("journal.segment")
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)

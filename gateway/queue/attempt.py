@@ -11,6 +11,7 @@ from gateway import events
 from gateway.decision import Defer, Reject
 from gateway.envelope import Delivery, Failure, Outcome, Recipient, Transaction, new_id
 from gateway.errors import JournalError, QueueError
+from gateway.faultpoint import point
 from gateway.hookspecs import Stages
 from gateway.queue.birth import accepted
 from gateway.queue.bounce import DOUBLE, plain_bounce
@@ -85,12 +86,15 @@ class Attempt:
                 "channel": route.channel,
             }
             self._chain.emit(events.DeliveryStarted(**told, destination=route.destination))
+        point("attempt.begun")
         edited = await self._chain.transform(Stages.outgoing, delivery, delivery.entry.message.copy())
         message: Message | None = edited.value
         if edited.failed or message is None:
             return self.deferred("a plugin failed before the delivery")
         sent = replace(delivery, entry=replace(delivery.entry, message=message))
+        point("attempt.deliver")
         answer = await self._chain.ask_plugin(route.plugin, Stages.deliver, sent)
+        point("attempt.delivered")
         if answer.value is None:
             why = "failed" if answer.failed else "is not running"
             return self.deferred(f"the plugin {route.plugin} {why}")

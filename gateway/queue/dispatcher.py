@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from gateway import events
 from gateway.envelope import Delivery, Outcome, new_id
 from gateway.errors import QueueError
+from gateway.faultpoint import point
 from gateway.queue.attempt import PAUSE, Attempt, Tools
 from gateway.queue.grouping import NOWHERE, deliveries
 from gateway.queue.slots import Slots
@@ -184,7 +185,9 @@ class Dispatcher:
             await self._give_back(entry, [one for one in recipients if (entry.id, one.number) in self._held])
 
     async def _work(self, entry: Entry) -> None:
+        point("dispatch.claimed")
         await self._route(entry)
+        point("dispatch.routed")
         attempts = (self._attempt(delivery) for delivery in deliveries(entry))
         for ended in await asyncio.gather(*attempts, return_exceptions=True):
             if ended:
@@ -211,6 +214,7 @@ class Dispatcher:
             )
             for routed in found
         ]
+        point("dispatch.split")
         await self._store.split(entry, one.number, several)
         entry.recipients = [other for other in entry.recipients if other is not one]
         self._let_go(entry, [one])
@@ -240,6 +244,7 @@ class Dispatcher:
             await self._give_back(entry, delivery.recipients)
             return
         try:
+            point("dispatch.slot")
             attempt = Attempt(self._tools, delivery, self._settings().lifetime)
             outcomes = await self._outcomes(attempt, delivery)
         finally:

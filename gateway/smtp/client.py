@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from gateway.errors import DialogueError, TlsFailed
+from gateway.faultpoint import point
 from gateway.message import FileBody
 from gateway.smtp.dialogue import Dialogue, Envelope, Hear, Pour, Say, Secure, Talk, Verdict
 from gateway.smtp.wire import RemoteReply, ReplyReader, encode_content
@@ -180,8 +181,13 @@ class Connection(asyncio.Protocol):
         match action:
             case Say(data):
                 self._say(data)
-            case Hear(final):
-                return await self._hear(self._timeouts.final if final else self._timeouts.command)
+            case Hear(final=True):
+                point("remote.dot")
+                reply = await self._hear(self._timeouts.final)
+                point("remote.answered")
+                return reply
+            case Hear():
+                return await self._hear(self._timeouts.command)
             case Secure() if tls is not None:
                 await self._secure(tls)
             case Pour() if message is not None:
@@ -228,6 +234,7 @@ class Connection(asyncio.Protocol):
 
     async def _pour(self, message: Message) -> RemoteReply | None:
         """Send the content block by block; stop where the host answers before its end."""
+        point("remote.content")
         blocks = encode_content(message.chunks())
         on_disk = isinstance(message.body, FileBody)
         if not on_disk:

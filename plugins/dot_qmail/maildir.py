@@ -11,6 +11,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from gateway import point
+
 from .failure import TEMPORARY, DeliveryError
 
 if TYPE_CHECKING:
@@ -34,9 +36,13 @@ def deliver(folder: Path, name: str, chunks: Iterable[bytes], *, since: float) -
         raise DeliveryError("4.2.1", "the Maildir cannot be entered")
     try:
         if not is_there(folder, name, since=since):
+            point("maildir.write")
             write(folder, name, chunks)
+            point("maildir.rename")
             (folder / "tmp" / name).rename(folder / "new" / name)
+        point("maildir.folder")
         sync_folder(folder / "new")
+        point("maildir.done")
     except OSError as error:
         with contextlib.suppress(OSError):
             (folder / "tmp" / name).unlink()
@@ -71,6 +77,7 @@ def write(folder: Path, name: str, chunks: Iterable[bytes]) -> None:
     with os.fdopen(number, "wb", BUFFER) as file:
         file.writelines(chunks)
         file.flush()
+        point("maildir.sync")
         os.fsync(number)
 
 

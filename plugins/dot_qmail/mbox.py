@@ -10,6 +10,8 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from gateway import point
+
 from .failure import DeliveryError
 
 if TYPE_CHECKING:
@@ -36,9 +38,12 @@ def deliver(path: Path, head: bytes, lines: Iterable[bytes]) -> None:
         locked = _lock(number)
         end = os.fstat(number).st_size
         try:
+            point("mbox.locked")
             for piece in chain([head], lines, [b"\n"]):
                 _write(number, piece)
+            point("mbox.sync")
             os.fsync(file.fileno())
+            point("mbox.done")
         except OSError as error:
             if locked:
                 with contextlib.suppress(OSError):

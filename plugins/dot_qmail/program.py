@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gateway import point
+
 from .failure import DeliveryError
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def run(
     """Run a command. Gives (whether the lines after it count, its output). Raises DeliveryError."""
     os.lseek(stdin, 0, os.SEEK_SET)
     try:
+        point("program.start")
         process = subprocess.Popen(
             ["/bin/sh", "-c", command],
             stdin=stdin,
@@ -60,6 +63,7 @@ def run(
         raise DeliveryError("4.3.0", "a program cannot be started") from error
     with process:
         output = _wait(process, limits)
+    point("program.ended")
     return _judge(process.returncode, output), output
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import apsw
 
+from gateway import point
 from gateway.queue import QueueDamaged, QueueError, QueueLocked
 
 if TYPE_CHECKING:
@@ -83,8 +84,10 @@ def _create(path: Path, schema: str) -> None:
         connection.execute(schema)
     connection.close()
     sync(new)
+    point("queue.create")
     new.rename(path)
     sync(path.parent)
+    point("queue.created")
 
 
 def _damaged(path: Path, fault: str) -> QueueDamaged:
@@ -120,13 +123,17 @@ def keep_body(source: Path, target: Path) -> None:
 
     A link, not a copy: a forwarded message shares its body with the original, and either may go first.
     """
+    point("body.sync")
     sync(source)
+    point("body.link")
     target.hardlink_to(source)
     try:
+        point("body.folder")
         sync(target.parent)
     except OSError:
         target.unlink()
         raise
+    point("body.kept")
 
 
 def sweep_files(folder: Path, wanted: Collection[str]) -> None:
@@ -135,4 +142,5 @@ def sweep_files(folder: Path, wanted: Collection[str]) -> None:
         file.unlink()
     for file in (folder / "bodies").iterdir():
         if file.name not in wanted:
+            point("body.sweep")
             file.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gateway import Message
+from gateway import Message, point
 from gateway.queue import ENDED, Rest
 
 from . import rows
@@ -65,12 +65,14 @@ class Shard:
         """Forget what was never committed and give all claims back: the owner has just started."""
         self._do("DELETE FROM recipient WHERE entry IN (SELECT seq FROM entry WHERE state = 'receiving')")
         self._do("DELETE FROM entry WHERE state = 'receiving'")
+        point("queue.sweep")
         self._do("UPDATE recipient SET state = 'ready' WHERE state = 'attempting'")
 
     def add(self, entry: Entry, now: float, state: str = "queued", *, handed: bool = False) -> int:
         """Store an entry and its recipients; `handed` ones are born claimed. Gives its `seq`."""
         self._do(_ADD_ENTRY, rows.entry_row(entry, state))
         seq = self.connection.last_insert_rowid()
+        point("queue.add")
         if state == "queued":
             self.add_recipients(seq, entry, entry.recipients, now, handed=handed)
         return seq
@@ -140,6 +142,8 @@ class Shard:
         for seq, number in taken:
             by_entry.setdefault(seq, []).append(number)
         self._many(_STATE, (("attempting", seq, number) for seq, number in taken))
+        if taken:
+            point("queue.claim")
         return [self._load(seq, numbers) for seq, numbers in by_entry.items()]
 
     def _load(self, seq: int, numbers: Sequence[int]) -> Entry:
@@ -154,10 +158,12 @@ class Shard:
         """End one attempt. Gives the ids of the body files that are not needed any more."""
         for birth in finish.births:
             self.add(birth, now)
+        point("queue.finish")
         seq, left = next(self._do("SELECT seq, open FROM entry WHERE id = ?", (finish.entry.id,)))
         ended = [one for one in finish.recipients if one.state in ENDED]
         if len(ended) == left:
             filed = self._value("SELECT file FROM entry WHERE seq = ?", seq)
+            point("queue.forget")
             self.drop(seq)
             return [] if filed is None else [finish.entry.id]
         delivered = sum(one.state == "delivered" for one in ended)
@@ -165,6 +171,7 @@ class Shard:
             "UPDATE entry SET open = open - ?, delivered = delivered + ? WHERE seq = ?",
             (len(ended), delivered, seq),
         )
+        point("queue.settle")
         self._settle(seq, finish.recipients, now)
         if finish.bounced:
             self._do(f"DELETE FROM recipient WHERE entry = ? AND state NOT IN {_OPEN}", (seq,))  # noqa: S608 - own words
@@ -186,6 +193,7 @@ class Shard:
         """Put several recipients in the place of a claimed one."""
         seq, first = next(self._do("SELECT seq, numbers FROM entry WHERE id = ?", (entry.id,)))
         self._do(_DELETE_RECIPIENT, (seq, number))
+        point("queue.split")
         many = len(recipients)
         self._do(
             "UPDATE entry SET numbers = numbers + ?, open = open + ? WHERE seq = ?", (many, many - 1, seq)
@@ -196,6 +204,7 @@ class Shard:
     def release_claims(self, entries: Sequence[Entry]) -> None:
         """Give claimed recipients back."""
         for entry in entries:
+            point("queue.release")
             seq = self._value("SELECT seq FROM entry WHERE id = ?", entry.id)
             self._many(_STATE, (("ready", seq, one.number) for one in entry.recipients))
 

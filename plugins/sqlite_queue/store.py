@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from gateway import Address, FileBody
+from gateway import Address, FileBody, point
 from gateway.queue import Queue, QueueFull, Rest, Stats, lane
 
 from . import disk
@@ -117,6 +117,7 @@ class SqliteQueue(Queue):
             self._fresh.drop(entry)
         else:
             self._fresh.put(entry)
+            point("queue.handed")
 
     async def _add_large(self, entry: Entry, now: float) -> None:
         """Add an entry whose body is a file, or whose recipients need several transactions."""
@@ -136,9 +137,12 @@ class SqliteQueue(Queue):
         """Write the recipients while nobody sees them; the flip is the commit."""
         seq = await self._writer.submit(lambda shard: shard.add(entry, now, "receiving"))
         try:
+            point("queue.receiving")
             for start in range(0, len(entry.recipients), BATCH):
                 some = entry.recipients[start : start + BATCH]
                 await self._writer.submit(partial(_add_recipients, seq, entry, some, now))
+                point("queue.part")
+            point("queue.flip")
             await self._writer.submit(lambda shard: shard.flip(seq))
         except Exception:
             self._writer.submit(lambda shard: shard.drop(seq))
@@ -197,6 +201,8 @@ class SqliteQueue(Queue):
         self._due(recipient for one in finishes for recipient in one.recipients)
         self._due(recipient for birth in births for recipient in birth.recipients)
         await self._kept(births)
+        if unneeded:
+            point("body.forget")
         self._unlink(unneeded)
 
     async def rest(self, entry_id: str, numbers: Collection[int]) -> Rest:
@@ -313,6 +319,7 @@ class SqliteQueue(Queue):
             if isinstance(body, FileBody):
                 entry.message.body = FileBody(self._bodies / entry.id, body.size)
                 if body.path.parent == self.spool_folder:
+                    point("body.taken")
                     await asyncio.to_thread(body.path.unlink, missing_ok=True)
 
     def _unlink(self, ids: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
 
+from gateway import point
 from gateway.queue import QueueDamaged, QueueError, QueueFull
 
 if TYPE_CHECKING:
@@ -66,8 +67,11 @@ class Writer:
         do = self._shard.connection.execute
         try:
             do("BEGIN IMMEDIATE")
+            point("queue.begin")
             results: list[_Result] = [(future, call(self._shard), None) for call, future in work]
+            point("queue.commit")
             do("COMMIT")
+            point("queue.committed")
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller must hear it
             self._roll_back()
             if len(work) == 1:
