@@ -85,7 +85,7 @@ def build(conf, queue, emitted, tmp_path):
     )
     reception = Reception(lambda: chain, queue, services, lambda: settings.limits, lambda: None)
     loop = asyncio.get_running_loop()
-    return Server(reception, settings.limits, settings.gateway.hostname, "mx", "smtp", loop)
+    return Server(reception, settings.limits, settings.gateway.hostname, settings.listeners[0], loop)
 
 
 async def converse(lines, host, port):

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from gateway.smtp.dialogue import Envelope as Envelope
     from gateway.smtp.dialogue import Verdict as Verdict
     from gateway.smtp.reply import Reply as Reply
-    from gateway.smtp.server import Server as Server
+    from gateway.smtp.server.listening import Server as Server
 
 #: name -> the module it lives in.
 _HOME = {
     "Connection": "client",
     "Envelope": "dialogue",
     "Reply": "reply",
-    "Server": "server",
+    "Server": "server.listening",
     "Target": "client",
     "Timeouts": "client",
     "Verdict": "dialogue",

@@ -20,13 +20,14 @@ from gateway.plugin import Services, Site
 from gateway.queue import Filter, MemoryQueue
 from gateway.reception import Reception
 from gateway.services import Clock
-from gateway.settings import Settings
+from gateway.settings import Listener, Settings
 from gateway.settings.tree import Tree
 from gateway.smtp import Server
 from gateway.testing.cdb import make_cdb
 from gateway.testing.fakes import FakeDns
 
 #: What qmail had and we default otherwise.
+MX = Listener(protocol="smtp", address="127.0.0.1:25", name="mx")
 SETTINGS = """
 qmail_control: control
 received: {format: qmail}
@@ -143,7 +144,7 @@ class Gateway:
             lambda: self.generation.chain, self.queue, services, lambda: limits, lambda: None
         )
         loop = asyncio.get_running_loop()
-        server = Server(reception, limits, gateway.greeting, "mx", "smtp", loop)
+        server = Server(reception, limits, gateway.greeting, MX, loop)
         self.listening = await loop.create_server(server, "127.0.0.1", 0)
         return self.listening.sockets[0].getsockname()
 

@@ -180,7 +180,7 @@ class Stranger(Server):
 
         reception.open = open_
         loop = asyncio.get_running_loop()
-        super().__init__(reception, settings.limits, "mail.example.org", "mx", "smtp", loop)
+        super().__init__(reception, settings.limits, "mail.example.org", settings.listeners[0], loop)
 
 
 async def replies(port, recipients, sender="<s@stranger.example>"):

@@ -14,11 +14,12 @@ import pytest
 from gateway.decision import Accept, Reject
 from gateway.envelope import Recipient, Session, Transaction, new_id
 from gateway.message import Spool
-from gateway.settings import Limits
+from gateway.settings import Limits, Listener
 from gateway.smtp import Server
 
 ENVELOPE = b"EHLO c\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n"
 PATIENCE = 10
+MX = Listener(protocol="smtp", address="127.0.0.1:25", name="mx")
 
 
 class FakeReception:
@@ -94,7 +95,7 @@ async def serve(reception):
 
     async def start(**limits):
         loop = asyncio.get_running_loop()
-        server = Server(reception, Limits(**limits), "mx.example.org", "mx", "smtp", loop)
+        server = Server(reception, Limits(**limits), "mx.example.org", MX, loop)
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         server.address = sock.getsockname()

@@ -1,0 +1,6 @@
+"""The SMTP server, a file for each concern; `listening` is the one that others make.
+
+`frame` reads, writes and watches the clock; `connection` looks up a command, checks what it needs and
+answers; `commands` is the table of verbs. Each verb is a function of a connection and its argument, in
+`commands` itself, `transaction` (MAIL, RCPT) or `content` (DATA).
+"""

@@ -1,0 +1,157 @@
+"""A session's commands one by one: looked up, checked, done, answered.
+
+It knows the protocol and no policy: Reception says what is taken, and hears of the refusals that are made
+here, so that each is an event.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+
+from gateway.errors import QueueFull
+from gateway.smtp import reply as replies
+from gateway.smtp.framing import BadLine
+from gateway.smtp.parameters import Refused
+from gateway.smtp.reply import Reply, answer, closes
+from gateway.smtp.server.frame import Frame, Gone
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.decision import Decision
+    from gateway.envelope import Transaction
+    from gateway.smtp.server.listening import Server
+
+_BAD_LINES = {BadLine.TOO_LONG: replies.LINE_TOO_LONG, BadLine.MALFORMED: replies.MALFORMED_LINE}
+#: Codes that a client that keeps to the protocol never gets; 503 it may, when it pipelines.
+_BROKEN = {500, 501, 502, 555}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_log = structlog.get_logger("gateway.smtp")
+
+
+class Command(NamedTuple):
+    """One row of the command table: what must have been said before, the argument, and what it does."""
+
+    #: "" nothing, "helo" a greeting, "mail" a transaction.
+    needs: str
+    #: Whether there must be one; None when it does not count.
+    argument: bool | None
+    act: Callable[[Connection, str], Awaitable[Reply]]
+
+
+class Connection(Frame):
+    """One client, as the verbs see it."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.strict = self.limits.syntax == "strict"
+        self.transaction: Transaction | None = None
+        #: Recipients of the transaction that heard yes.
+        self.recipients = 0
+        self._errors = 0
+
+    async def converse(self) -> None:
+        """Greet, then do command after command."""
+        greeting = await self._try("connect", self._greet())
+        if greeting.refused and not self.reason:
+            # The plugins could not be asked: nobody gets past them.
+            greeting, self.reason = replies.NOT_READY, "error"
+        self.say(greeting)
+        while not self.reason:
+            self.say(await self._obey(await self.line()))
+
+    def over(self) -> None:
+        """End the transaction and the session."""
+        self.reset()
+        self.reception.disconnect(self.session, self.reason or "lost")
+
+    async def _greet(self) -> Reply:
+        banner = Reply(220, "", f"{self.server.greeting} ESMTP")
+        return self.reply(await self.reception.connect(self.session), "connect", banner)
+
+    async def _obey(self, line: bytes | BadLine) -> Reply:
+        if isinstance(line, BadLine):
+            reply = _BAD_LINES[line] if self.strict else replies.NOT_IMPLEMENTED
+            return self.refuse("command", reply, line.value)
+        verb, _, rest = line.partition(b" ")
+        command = self.server.commands.get(verb.upper())
+        if command is None:
+            reply = replies.UNKNOWN_COMMAND if self.strict else replies.NOT_IMPLEMENTED
+            return self.refuse("command", reply, "unknown_command")
+        rest = rest.strip(b" ") if self.strict else rest.lstrip(b" ")
+        argument = rest.decode("utf-8", "surrogateescape")
+        stage = verb.decode().lower()
+        refusal = self._check(command, argument)
+        if refusal is not None:
+            return self.refuse(stage, *refusal)
+        return await self._try(stage, command.act(self, argument))
+
+    def _check(self, command: Command, argument: str) -> tuple[Reply, str] | None:
+        """Check what the command table asks for."""
+        if command.needs and self.limits.helo_required and not self.session.helo:
+            return replies.NO_HELO, "sequence"
+        if command.needs == "mail" and self.transaction is None:
+            return replies.NO_MAIL, "sequence"
+        if self.strict and command.argument is not None and command.argument != bool(argument):
+            return (replies.NEEDS_ARGUMENT if command.argument else replies.NO_ARGUMENT), "syntax"
+        return None
+
+    async def _try(self, stage: str, act: Awaitable[Reply]) -> Reply:
+        """Run a command; whatever it raises, the client hears a plain reply and the log the rest."""
+        try:
+            return await act
+        except Refused as refused:
+            return self.refuse(stage, refused.reply, refused.reason)
+        except Gone:
+            raise
+        except Exception as error:  # noqa: BLE001 - a fault of ours never is the client's
+            _log.exception("smtp.command_failed", session=self.session.id, stage=stage)
+            return self.refuse(stage, storage_fault(error), "internal_error")
+
+    def refuse(self, stage: str, reply: Reply, reason: str) -> Reply:
+        """Tell a refusal that is the server's own, and count those that only broken clients get."""
+        self.reception.refused(self.transaction or self.session, stage, reply, reason)
+        self._errors += reply.code in _BROKEN
+        if self._errors > self.limits.bad_commands:
+            return self.cut(replies.TOO_MANY_ERRORS, "bad_commands")
+        return reply
+
+    def cut(self, reply: Reply, limit: str) -> Reply:
+        """End the session behind this reply, for a limit that it went over."""
+        self.reception.refused(self.session, "limit", reply, limit)
+        self.reason = "limit"
+        return reply
+
+    def reply(self, decision: Decision | None, stage: str, accepted: Reply) -> Reply:
+        """Turn a decision into the reply, and into the end of the session where it is one."""
+        if closes(decision, stage):
+            self.reason = "disconnected"
+        return answer(decision, stage, accepted)
+
+    # What the commands share
+
+    def reset(self) -> None:
+        """End the transaction, if there is one, without a message."""
+        if self.transaction is not None:
+            transaction, self.transaction = self.transaction, None
+            self.reception.reset(transaction)
+
+    def begun(self) -> Transaction:
+        """Give the transaction; the command table has seen to it that there is one."""
+        if self.transaction is None:
+            raise Refused(replies.NO_MAIL, "sequence")
+        return self.transaction
+
+    def message_size(self) -> int:
+        """Give the largest message that this client may send, 0 for any."""
+        own = self.session.message_size
+        return self.limits.message_size if own is None else own
+
+
+def storage_fault(error: Exception) -> Reply:
+    """Give the reply to a fault of ours: whether the disk is full is all that a client may know."""
+    full = isinstance(error, QueueFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM)
+    return replies.DISK_FULL if full else replies.INTERNAL_ERROR
