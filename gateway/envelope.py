@@ -78,6 +78,27 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who a client says it is at AUTH, and what it has shown for it."""
+
+    #: "PLAIN", "LOGIN" or "SCRAM-SHA-256".
+    mechanism: str
+    login: str
+    #: None when the mechanism has proved that the client knows it, by the keys that `scram_keys` gave.
+    password: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ScramKeys:
+    """What is kept in the place of a password, for SCRAM-SHA-256 (RFC 5802 section 3)."""
+
+    salt: bytes
+    iterations: int
+    stored_key: bytes = field(repr=False)
+    server_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Recipient:
     """One recipient, a value: `rewrite` plugins return changed copies (`recipient.at(...)`)."""
 

@@ -31,6 +31,7 @@ PURE = [
     "gateway/smtp/dialogue.py",
     "gateway/smtp/wire.py",
     "gateway/smtp/reply.py",
+    "gateway/smtp/sasl.py",
     "gateway/queue/retry.py",
     "gateway/cdb.py",
     "gateway/settings/yamltree.py",
