@@ -19,6 +19,7 @@ GatewayError
 │   └── TlsFailed         its handshake did not end well
 ├── MilterError           the other side of a milter connection was lost, or broke the protocol
 ├── ListenError           a listener cannot have its address
+├── LinkLost              another process of the gateway has ended
 └── ControlError          no running gateway, or it refused a command
 """
 
@@ -144,6 +145,10 @@ class MilterError(GatewayError):
 
 class ListenError(GatewayError):
     """A listener cannot have its address."""
+
+
+class LinkLost(GatewayError):
+    """Another process of this gateway has ended, and what was asked of it is not known."""
 
 
 class ControlError(GatewayError):

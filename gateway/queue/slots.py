@@ -34,7 +34,12 @@ class Slots:
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._lanes.setdefault(lane, deque()).append((destination, future))
         self._grant()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not future.cancelled() and future.result():  # granted in this very turn
+                self.give(destination)
+            raise
 
     def give(self, destination: str) -> None:
         """Give a slot back."""
@@ -49,7 +54,8 @@ class Slots:
         self._closed = True
         for waiting in self._lanes.values():
             for _, future in waiting:
-                future.set_result(False)
+                if not future.done():
+                    future.set_result(False)
         self._lanes.clear()
 
     def _free(self, destination: str) -> bool:
@@ -65,7 +71,10 @@ class Slots:
                     return
                 waiting = self._lanes.pop(lane)
                 destination, future = waiting[0]
-                if self._free(destination):
+                if future.cancelled():
+                    waiting.popleft()
+                    granted = True
+                elif self._free(destination):
                     waiting.popleft()
                     self._enter(destination)
                     future.set_result(True)
