@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.settings import Queue as Settings
+
 
 class Slots:
     """The slots of one channel. Lanes that wait have a turn each, so that a long one delays no other.
@@ -85,3 +87,11 @@ class Slots:
     def _enter(self, destination: str) -> None:
         self._running[destination] += 1
         self._total += 1
+
+
+def slots_of(settings: Callable[[], Settings]) -> dict[str, Slots]:
+    """Make the slots of both channels, as `queue.concurrency` bounds them at any moment."""
+    return {
+        "local": Slots(lambda: settings().concurrency.local, lambda: settings().concurrency.per_destination),
+        "remote": Slots(lambda: settings().concurrency.remote, lambda: settings().concurrency.per_destination),
+    }
