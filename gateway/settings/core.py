@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from gateway.settings.options import Block, ConfigPath, wrong
-from gateway.settings.units import Address, Duration, Size, Written
+from gateway.settings.units import Address, Duration, IpNetwork, Size, Written
 
 if TYPE_CHECKING:
     from gateway.settings.tree import Tree
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-_LATER = ("submission", "lmtp", "http")
+_LATER = ("lmtp", "http")
 
 
 def _machine_name() -> str:
@@ -44,12 +44,20 @@ def _one_worker(value: Any) -> Any:
 
 def _known_protocol(value: Any) -> Any:
     if value in _LATER:
-        raise ValueError(f"{value} is for a later version: only smtp and milter are served now")
+        raise ValueError(f"{value} is for a later version: smtp, submission and milter are served now")
     return value
 
 
 def _listener_name(data: dict[str, Any]) -> str:
     return f"{data['protocol']}-{data['address'].port or 'unix'}"
+
+
+def _listener_tls(data: dict[str, Any]) -> Literal["required", "optional"]:
+    return "required" if data["protocol"] == "submission" else "optional"
+
+
+def _listener_auth(data: dict[str, Any]) -> Literal["required", "none"]:
+    return "required" if data["protocol"] == "submission" else "none"
 
 
 HostName = Annotated[str, AfterValidator(_host_name), Written("host name")]
@@ -81,11 +89,22 @@ class Listener(Block):
     """One of `listeners:` an address that the gateway serves."""
 
     #: What is spoken there.
-    protocol: Annotated[Literal["smtp", "milter"], BeforeValidator(_known_protocol)]
+    protocol: Annotated[Literal["smtp", "submission", "milter"], BeforeValidator(_known_protocol)]
     #: Where: `*:25` for all addresses of both families, `127.0.0.1:25`, `[::1]:25`, `unix:/path`.
     address: Address
     #: Its name in events; made of protocol and port unless given.
     name: str = Field(default_factory=_listener_name, min_length=1)
+    #: TLS: never, offered by STARTTLS when there is a certificate, demanded before MAIL, or from the first
+    #: byte (`implicit`, port 465). `required` for submission, else `optional`.
+    tls: Literal["none", "optional", "required", "implicit"] = Field(default_factory=_listener_tls)
+    #: AUTH: never, offered, or demanded before MAIL. `required` for submission, else `none`.
+    auth: Literal["none", "optional", "required"] = Field(default_factory=_listener_auth)
+    #: Offer AUTH without TLS, too: passwords can then be read on the way.
+    auth_without_tls: bool = False
+    #: Networks of proxies, which must say first whom they speak for (PROXY protocol, version 1 or 2).
+    proxy: tuple[IpNetwork, ...] = ()
+    #: Networks whose hosts may say by XCLIENT whom they speak for.
+    xclient: tuple[IpNetwork, ...] = ()
 
 
 class Certificate(Block):

@@ -93,3 +93,4 @@ Duration = Annotated[
 ]
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size), Written("size")]
 Address = Annotated[Endpoint, BeforeValidator(Endpoint.parse), PlainSerializer(str), Written("host:port")]
+IpNetwork = Annotated[Network, BeforeValidator(parse_network), PlainSerializer(str), Written("network")]
