@@ -6,10 +6,11 @@ import asyncio
 import ipaddress
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.name
 import dns.resolver
 import dns.reversename
@@ -43,11 +44,40 @@ class Clock:
         return time.monotonic()
 
 
+class Answer(NamedTuple):
+    """Records of one kind, as dnspython's objects."""
+
+    records: list[Any]
+    #: Validated by DNSSEC all the way, over every alias.
+    secure: bool = False
+    #: The name that the records stand at, which is another one behind an alias.
+    name: str = ""
+
+
+class Exchangers(NamedTuple):
+    """The mail hosts of a domain: (preference, host) of each; a host "" is RFC 7505's "no mail here"."""
+
+    hosts: list[tuple[int, str]]
+    secure: bool = False
+
+
+class Located(NamedTuple):
+    """Where a host is: its IPv4, then its IPv6 addresses."""
+
+    ips: list[str]
+    secure: bool = False
+    #: The name that the addresses stand at.
+    name: str = ""
+
+
 class Dns:
     """Look-ups in the DNS, each within `lifetime` seconds, search domains left alone.
 
     Every method raises DnsNotFound when there is no such name or record, DnsTemporary on any doubt.
     Names may be international; they are asked for as A-labels, and given in lower case without the last dot.
+
+    An answer is `secure` when a resolver on this host says that it has validated it (the AD bit, RFC 6840
+    section 5.8). A resolver elsewhere is not believed: anybody on the way can set that bit.
     """
 
     def __init__(self, nameservers: Sequence[str] = (), port: int = 53, lifetime: float = 20.0) -> None:
@@ -58,22 +88,30 @@ class Dns:
 
     async def mx(self, domain: str) -> list[tuple[int, str]]:
         """Give (preference, host) of each MX record; a host "" is RFC 7505's "no mail here"."""
-        return [(r.preference, _plain(r.exchange)) for r in await self.records(domain, "MX")]
+        return (await self.exchangers(domain)).hosts
+
+    async def exchangers(self, domain: str) -> Exchangers:
+        """Give the same, and whether it was validated."""
+        answer = await self.lookup(domain, "MX")
+        return Exchangers([(r.preference, _plain(r.exchange)) for r in answer.records], answer.secure)
 
     async def addresses(self, host: str) -> list[str]:
         """Give the IPv4, then the IPv6 addresses of a host; an address gives itself.
 
         One family is enough: doubt about the other then does not count.
         """
+        return (await self.located(host)).ips
+
+    async def located(self, host: str) -> Located:
+        """Give the same, whether all of it was validated, and the name behind an alias."""
         if is_ip(host):
-            return [host]
-        answers = await asyncio.gather(
-            self.records(host, "A"), self.records(host, "AAAA"), return_exceptions=True
-        )
-        found = [r.address for answer in answers if isinstance(answer, list) for r in answer]
-        if not found:
-            raise _worst(answer for answer in answers if isinstance(answer, BaseException))
-        return found
+            return Located([host], secure=False, name=host)
+        both = await asyncio.gather(self.lookup(host, "A"), self.lookup(host, "AAAA"), return_exceptions=True)
+        answers = [answer for answer in both if isinstance(answer, Answer)]
+        if not answers:
+            raise _worst(answer for answer in both if isinstance(answer, BaseException))
+        ips = [r.address for answer in answers for r in answer.records]
+        return Located(ips, all(answer.secure for answer in answers), answers[0].name)
 
     async def pointer(self, ip: str) -> list[str]:
         """Give the names that an address claims to have; anybody can claim any name."""
@@ -104,14 +142,19 @@ class Dns:
         ]
 
     async def records(self, name: str, kind: str) -> list[Any]:
-        """Give the records of one kind as dnspython's objects: the one place that asks the network."""
+        """Give the records of one kind as dnspython's objects."""
+        return (await self.lookup(name, kind)).records
+
+    async def lookup(self, name: str, kind: str) -> Answer:
+        """Give the answer to one question: the one place that asks the network."""
         try:
             answer = await self._asked().resolve(a_label(name) + ".", kind, search=False)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer) as error:
             raise DnsNotFound(f"no {kind} record for {name}") from error
         except (dns.exception.DNSException, OSError) as error:
             raise DnsTemporary(f"no answer for {kind} of {name}") from error
-        return list[Any](answer)
+        validated = bool(answer.response.flags & dns.flags.AD) and _is_here(answer.nameserver or "")
+        return Answer(list(answer), validated, _plain(answer.canonical_name))
 
     def _asked(self) -> dns.asyncresolver.Resolver:
         """Read /etc/resolv.conf at the first question, so that a host without one can start."""
@@ -121,6 +164,8 @@ class Dns:
                 self._resolver.nameservers = list(self._nameservers)
                 self._resolver.port = self._port
             self._resolver.lifetime = self._lifetime
+            # To ask with AD set is to ask to be told (RFC 6840 section 5.7).
+            self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
             self._resolver.cache = dns.resolver.LRUCache(CACHED)
         return self._resolver
 
@@ -150,6 +195,10 @@ def is_ip(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_here(server: str) -> bool:
+    return is_ip(server) and ipaddress.ip_address(server).is_loopback
 
 
 def _plain(name: dns.name.Name) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dns.rdata
 
 from gateway.errors import DnsError, DnsNotFound
-from gateway.services import Clock, Dns, a_label
+from gateway.services import Answer, Clock, Dns, a_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +38,7 @@ class FakeDns(Dns):
     A zone maps a kind of record to records as a zone file writes them; in place of a zone, or of its records,
     an error's class says that asking raises it:
     `FakeDns({"example.org": {"MX": ["10 mx.example.org."]}, "slow.example": DnsTemporary})`
+    A zone with `"secure": True` is one whose answers DNSSEC has validated.
     """
 
     def __init__(self, zones: Mapping[str, Any] | None = None) -> None:
@@ -46,14 +47,18 @@ class FakeDns(Dns):
         #: Every question, in order: (name, kind).
         self.asked: list[tuple[str, str]] = []
 
-    async def records(self, name: str, kind: str) -> list[Any]:
-        """Give the records of the table as dnspython's objects."""
+    async def lookup(self, name: str, kind: str) -> Answer:
+        """Give the records of the table as dnspython's objects; a CNAME leads on to another name."""
         name = a_label(name)
         self.asked.append((name, kind))
         zone = self.zones.get(name, {})
         found = zone if isinstance(zone, type) else zone.get(kind, ())
         if isinstance(found, type) and issubclass(found, DnsError):
             raise found(f"{kind} of {name}")
+        secure = isinstance(zone, dict) and bool(zone.get("secure"))
+        if not found and kind != "CNAME" and isinstance(zone, dict) and "CNAME" in zone:
+            answer = await self.lookup(zone["CNAME"][0].removesuffix("."), kind)
+            return answer._replace(secure=secure and answer.secure)
         if not found:
             raise DnsNotFound(f"no {kind} record for {name}")
-        return [dns.rdata.from_text("IN", kind, text) for text in found]
+        return Answer([dns.rdata.from_text("IN", kind, text) for text in found], secure, name)
