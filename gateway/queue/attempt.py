@@ -1,28 +1,24 @@
-"""One attempt: from the claim of its recipients to the one transaction that ends it."""
+"""One attempt: from the claim of its recipients to what became of each; ending.py stores it."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gateway import events
 from gateway.decision import Defer, Reject
-from gateway.envelope import Delivery, Failure, Outcome, Recipient, Transaction, new_id
-from gateway.errors import JournalError, QueueError
+from gateway.envelope import Outcome, Recipient, Transaction, new_id
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
-from gateway.queue.birth import accepted
-from gateway.queue.bounce import DOUBLE, plain_bounce
-from gateway.queue.store import ENDED, Finish, Rest
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.chain import Chain
     from gateway.decision import Decision
-    from gateway.envelope import Birth, Entry, EntryRecipient
+    from gateway.envelope import Birth, Delivery, Entry, EntryRecipient
     from gateway.events import Event
     from gateway.message import Message
     from gateway.plugin import Site
@@ -31,8 +27,6 @@ if TYPE_CHECKING:
 
 #: When nobody answers `retry`.
 _AN_HOUR = 3600.0
-#: Between two tries to store what is known, in seconds (qmail-send waits as long when a disk is full).
-PAUSE = 10.0
 _EXPIRED = "The message was in the queue for too long; this was the last try.\n"
 #: Characters of a report that are kept: as many as qmail-send keeps bytes of it.
 _LONGEST = 9_998
@@ -64,6 +58,20 @@ class Tools:
     stopping: asyncio.Event
 
 
+@dataclass(slots=True)
+class Ended:
+    """An attempt that is over and not yet stored."""
+
+    entry: Entry
+    chain: Chain
+    #: The recipients of the attempt in their new state, the events that tell it, and what was born.
+    recipients: list[EntryRecipient] = field(default_factory=list)
+    told: list[Event] = field(default_factory=list)
+    births: list[Entry] = field(default_factory=list)
+    #: Who has asked for it, where a person did.
+    actor: str = ""
+
+
 class Attempt:
     """Carries out one delivery. The chain is the one of its beginning, over reloads."""
 
@@ -73,7 +81,6 @@ class Attempt:
         self._chain = tools.chain()
         self._began = tools.clock.monotonic()
         self._dying = tools.clock.time() > delivery.entry.birth + lifetime
-        self._births: list[Entry] = []
 
     async def deliver(self) -> list[Outcome]:
         """Ask `outgoing` and `deliver`; gives one outcome for each recipient, whatever the plugins do."""
@@ -115,65 +122,22 @@ class Attempt:
         self._chain.emit(events.PluginFailed(plugin=plugin, stage="deliver", error=error))
         return self.deferred(f"the plugin {plugin} failed")
 
-    async def end(self, outcomes: Sequence[Outcome], reason: str = "", actor: str = "") -> None:
-        """Store what became of each recipient: first in the journal, then in one transaction."""
+    async def ended(self, outcomes: Sequence[Outcome], reason: str = "", actor: str = "") -> Ended:
+        """Say what becomes of each recipient, and what was born."""
         by_number = {outcome.number: outcome for outcome in outcomes}
-        told: list[Event] = []
-        ended = [
-            await self._ended(one, by_number[one.number], told, reason) for one in self._delivery.recipients
-        ]
-        rest = Rest(1)
-        bounce: Entry | None = None
-        if all(one.state in ENDED for one in ended):
-            rest = await self._patiently(self._rest)
-            if not rest.open:
-                bounce = await self._bounce([*rest.failures, *ended], told, actor)
-        if bounce:
-            self._births.append(bounce)
-        finish = Finish(self._delivery.entry, ended, self._births, bounced=not rest.open)
-        if not rest.open and not rest.held:
-            told.append(self._finished(rest, ended))
-        for event in told:
-            self._chain.emit(event)
-        await self._patiently(lambda: self._store(finish))
-        for birth in self._births:
-            self._chain.emit(accepted(birth))
-            self._chain.tell(Stages.queued, birth)
-
-    async def _rest(self) -> Rest:
-        numbers = [one.number for one in self._delivery.recipients]
-        return await self._tools.store.rest(self._delivery.entry.id, numbers)
-
-    async def _store(self, finish: Finish) -> None:
-        await self._tools.journal.flush()
-        await self._tools.store.finish([finish])
-
-    async def _patiently(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """Do it again and again until the disk lets us; what is known of a delivery is never thrown away.
-
-        Raises the error when the gateway stops: then the delivery is repeated by the next one.
-        """
-        while True:
-            try:
-                return await work()
-            except (QueueError, JournalError) as error:
-                self._chain.emit(events.QueueFailed(error=str(error)))
-                if await self._stopped_within(PAUSE):
-                    raise
-
-    async def _stopped_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._tools.stopping.wait()
-        except TimeoutError:
-            return False
+        ended = Ended(self._delivery.entry, self._chain, actor=actor)
+        for one in self._delivery.recipients:
+            ended.recipients.append(await self._ended(one, by_number[one.number], ended, reason))
+        return ended
 
     async def _ended(
-        self, one: EntryRecipient, outcome: Outcome, told: list[Event], reason: str
+        self, one: EntryRecipient, outcome: Outcome, ended: Ended, reason: str
     ) -> EntryRecipient:
-        """Give the recipient as it is after the attempt, and tell its events."""
+        """Give the recipient as it is after the attempt, with its events and births beside it."""
+        told = ended.told
         if outcome.result == "delivered" and outcome.births:
-            outcome = await self._with_births(outcome)
+            outcome = await self._with_births(outcome, ended)
+            point("attempt.births")
         text = (outcome.text or outcome.reply)[:_LONGEST]
         after = replace(one, attempts=one.attempts + 1, report=text, status=outcome.status)
         about = self._told(one, outcome, reason)
@@ -185,27 +149,30 @@ class Attempt:
             told.append(events.DeliveryFailed(**about))
         elif self._dying:
             after.state, after.report = "expired", _with_line_end(text) + _EXPIRED
-            told.append(events.MessageExpired(**self._about(one), seconds=self._age(), text=after.report))
+            told.append(
+                events.MessageExpired(
+                    **self._about(one),
+                    seconds=age(self._tools.clock, self._delivery.entry),
+                    text=after.report,
+                )
+            )
         else:
             after.state, after.due = "queued", await self._due(outcome)
             told.append(events.DeliveryDeferred(**about, next=after.due))
         return after
 
-    async def _with_births(self, outcome: Outcome) -> Outcome:
+    async def _with_births(self, outcome: Outcome, ended: Ended) -> Outcome:
         """Admit what a delivery gave birth to: all of it, or the recipient is not delivered."""
         births: list[Entry] = []
         for birth in outcome.births:
-            entry, decision = await self._admitted(birth)
+            entry, decision = await admitted(self._tools, self._delivery.entry, birth)
             if isinstance(decision, Reject):
                 return replace(outcome, result="failed", text=f"{decision.text}\n", status=decision.status)
             if isinstance(decision, Defer):
                 return replace(outcome, result="deferred", text=f"{decision.text}\n", status=decision.status)
             births += [entry] if entry else []
-        self._births += births
+        ended.births += births
         return outcome
-
-    def _age(self) -> float:
-        return round(max(0.0, self._tools.clock.time() - self._delivery.entry.birth), 3)
 
     async def _due(self, outcome: Outcome) -> float:
         now = self._tools.clock.time()
@@ -214,64 +181,9 @@ class Attempt:
         # A time in the past would spin; one that is no number would never come.
         return max(due, now + 1) if due is not None and math.isfinite(due) else now + _AN_HOUR
 
-    async def _bounce(self, ended: Sequence[EntryRecipient], told: list[Event], actor: str) -> Entry | None:
-        """Write the bounce, if anybody failed; the failures of this attempt and of those before it."""
-        entry = self._delivery.entry
-        failed = [one for one in ended if one.state != "delivered"]
-        if not failed:
-            return None
-        names = tuple(one.recipient.original for one in failed)
-        about: dict[str, Any] = {**self._facts(), "sender": entry.sender, "recipients": names, "actor": actor}
-        bounce = reason = None
-        if entry.sender == DOUBLE:
-            reason = "triple_bounce"
-        else:
-            bounce, reason = await self._written(failed)
-        told.append(events.MessageBounced(**about, bounce=bounce.id if bounce else "", reason=reason or ""))
-        return bounce
-
-    async def _written(self, failed: Sequence[EntryRecipient]) -> tuple[Entry | None, str]:
-        entry, site = self._delivery.entry, self._tools.site
-        failures = [Failure(one.recipient, one.report, one.status, one.state == "expired") for one in failed]
-        answer = await self._chain.ask(Stages.bounce, entry, failures)
-        birth = answer.value or plain_bounce(entry, failures, site.hostname, site.postmaster)
-        if birth is None:
-            return None, "triple_bounce"
-        while True:
-            admitted, decision = await self._admitted(birth)
-            if not isinstance(decision, Defer):
-                return admitted, "" if admitted else "refused" if isinstance(
-                    decision, Reject
-                ) else "discarded"
-            if await self._stopped_within(PAUSE):
-                raise QueueError("the bounce was deferred, and the gateway stops")
-
-    async def _admitted(self, birth: Birth) -> tuple[Entry | None, Decision]:
-        """Run mail born here through `incoming` and `message`."""
-        transaction = Transaction(
-            new_id(),
-            birth.sender,
-            birth.origin,
-            recipients=[Recipient(address, address) for address in birth.recipients],
-            parent=self._delivery.entry.id,
-        )
-        return await self._tools.admit(transaction, birth.message)
-
-    def _finished(self, rest: Rest, ended: Sequence[EntryRecipient]) -> Event:
-        delivered = rest.delivered + sum(one.state == "delivered" for one in ended)
-        failed = len(rest.failures) + sum(one.state != "delivered" for one in ended)
-        return events.MessageFinished(
-            **self._facts(), delivered=delivered, failed=failed, seconds=self._age()
-        )
-
-    def _facts(self) -> dict[str, Any]:
-        entry = self._delivery.entry
-        found = {key: entry.facts[key] for key in _FACTS if key in entry.facts}
-        return {**found, "message": entry.id, "parent": entry.parent}
-
     def _about(self, one: EntryRecipient) -> dict[str, Any]:
         told = {"recipient": one.recipient.original, "number": one.number, "attempt": one.attempts + 1}
-        return {**self._facts(), **told}
+        return {**facts(self._delivery.entry), **told}
 
     def _told(self, one: EntryRecipient, outcome: Outcome, reason: str) -> dict[str, Any]:
         route = self._delivery.route
@@ -287,6 +199,29 @@ class Attempt:
             "reason": reason,
             "seconds": round(self._tools.clock.monotonic() - self._began, 6),
         }
+
+
+async def admitted(tools: Tools, parent: Entry, birth: Birth) -> tuple[Entry | None, Decision]:
+    """Run mail that an entry gave birth to through `incoming` and `message`."""
+    transaction = Transaction(
+        new_id(),
+        birth.sender,
+        birth.origin,
+        recipients=[Recipient(address, address) for address in birth.recipients],
+        parent=parent.id,
+    )
+    return await tools.admit(transaction, birth.message)
+
+
+def facts(entry: Entry) -> dict[str, Any]:
+    """Give the fields that every event of an entry has."""
+    found = {key: entry.facts[key] for key in _FACTS if key in entry.facts}
+    return {**found, "message": entry.id, "parent": entry.parent}
+
+
+def age(clock: Clock, entry: Entry) -> float:
+    """Say how old an entry is, in seconds."""
+    return round(max(0.0, clock.time() - entry.birth), 3)
 
 
 def _with_line_end(text: str) -> str:

@@ -11,25 +11,26 @@ import contextlib
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from gateway import events
 from gateway.envelope import Delivery, Outcome, new_id
 from gateway.errors import QueueError
 from gateway.faultpoint import point
-from gateway.queue.attempt import PAUSE, Attempt, Tools
+from gateway.queue.attempt import Attempt, Tools
+from gateway.queue.ending import PAUSE, Endings
 from gateway.queue.grouping import NOWHERE, deliveries
-from gateway.queue.slots import Slots
+from gateway.queue.slots import slots_of
 from gateway.queue.store import lane
 from gateway.routing import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from gateway.chain import Chain
     from gateway.envelope import Entry, EntryRecipient
     from gateway.plugin import Services, Site
     from gateway.queue.attempt import Admit, Journal
+    from gateway.queue.slots import Slots
     from gateway.queue.store import Filter, Queue
     from gateway.routing import Routed
     from gateway.settings import Queue as Settings
@@ -50,7 +51,9 @@ class Dispatcher:
         settings: Callable[[], Settings],
         admit: Admit,
         site: Site,
+        slots: Mapping[str, Slots] | None = None,
     ) -> None:
+        """`slots` are given when several dispatchers share them, by channel."""
         self._store = store
         self._chain = chain
         self._clock = services.clock
@@ -58,21 +61,14 @@ class Dispatcher:
         self._stopping = asyncio.Event()
         self._woken = asyncio.Event()
         self._tools = Tools(store, chain, journal, services.clock, admit, site, self._stopping)
-        self._slots = {
-            "local": Slots(
-                lambda: settings().concurrency.local, lambda: settings().concurrency.per_destination
-            ),
-            "remote": Slots(
-                lambda: settings().concurrency.remote, lambda: settings().concurrency.per_destination
-            ),
-        }
+        self._endings = Endings(self._tools)
+        self._slots = slots or slots_of(settings)
         #: The recipients that we hold, and how many of each lane; a rewrite does not change a lane.
         self._held: dict[tuple[str, int], str] = {}
         self._busy: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         #: Attempts that wait for a plugin: these may be cancelled, what comes after may not.
         self._delivering: set[asyncio.Task[Any]] = set()
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -118,16 +114,14 @@ class Dispatcher:
         attempt = Attempt(
             self._tools, Delivery(new_id(), entry, NOWHERE, (), entry.sender), self._settings().lifetime
         )
-        async with self._lock(entry):
-            await attempt.end([])
+        await self._endings.end(await attempt.ended([]))
 
     async def _give_up(self, entry: Entry, actor: str) -> None:
         delivery = Delivery(new_id(), entry, NOWHERE, tuple(entry.recipients), entry.sender)
         attempt = Attempt(self._tools, delivery, self._settings().lifetime)
         text = "The postmaster has given up this delivery.\n"
         outcomes = [Outcome(one.number, "failed", text, "5.0.0") for one in entry.recipients]
-        async with self._lock(entry):
-            await attempt.end(outcomes, "bounced", actor)
+        await self._endings.end(await attempt.ended(outcomes, "bounced", actor))
         self._let_go(entry, entry.recipients)
 
     async def _run(self) -> None:
@@ -252,8 +246,7 @@ class Dispatcher:
         if outcomes is None:
             await self._give_back(entry, delivery.recipients)
             return
-        async with self._lock(entry):
-            await attempt.end(outcomes, "" if route.plugin else "no_route")
+        await self._endings.end(await attempt.ended(outcomes, "" if route.plugin else "no_route"))
         self._let_go(entry, delivery.recipients)
 
     async def _outcomes(self, attempt: Attempt, delivery: Delivery) -> list[Outcome] | None:
@@ -276,13 +269,6 @@ class Dispatcher:
         except QueueError as error:
             self._chain().emit(events.QueueFailed(message=entry.id, error=str(error)))
         self._let_go(entry, some)
-
-    def _lock(self, entry: Entry) -> asyncio.Lock:
-        """Attempts of one entry end one after the other, so that exactly one of them is the last."""
-        lock = self._locks.get(entry.id)
-        if lock is None:
-            lock = self._locks[entry.id] = asyncio.Lock()
-        return lock
 
     def _hold(self, entry: Entry) -> None:
         for one in entry.recipients:

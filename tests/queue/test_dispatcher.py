@@ -472,7 +472,7 @@ async def test_stop_gives_back_what_takes_too_long(rig, entry):
 
 @pytest.mark.parametrize("error", [QueueFull("full"), JournalError("full")], ids=["queue", "journal"])
 async def test_a_full_disk_repeats_the_storing_and_not_the_delivery(rig, entry, monkeypatch, error):
-    monkeypatch.setattr("gateway.queue.attempt.PAUSE", 0.01)
+    monkeypatch.setattr("gateway.queue.ending.PAUSE", 0.01)
     failures = [error, error]
     work = rig.store.finish if isinstance(error, QueueFull) else rig.flush
 
@@ -522,3 +522,43 @@ async def test_ids_of_fates_do_not_change_when_repeated(rig, entry):
     (told,) = rig.told("delivery.delivered")
     assert told.identity() == told.identity()
     assert told.message == one.id
+
+
+async def test_attempts_of_one_entry_that_end_meanwhile_are_stored_together(rig, entry):
+    """A post to many costs few flushes: what ends while a flush goes on shares the next."""
+    gate = asyncio.Event()
+    flush = rig.journal.flush
+
+    async def slow():
+        await gate.wait()
+        await flush()
+
+    rig.journal.flush = slow
+    rig.concurrency.local = 20
+    one = entry(*(f"r{number}@local.example" for number in range(40)))
+    await rig.store.add(one)
+    await rig.dispatcher.start()
+    await rig.idle(lambda: len(rig.deliveries) == 40)
+    gate.set()
+    await rig.idle()
+    await rig.dispatcher.stop(1)
+    assert rig.log.count("finish") == rig.log.count("flush") < 5
+    (finished,) = rig.told("message.finished")
+    assert (finished.delivered, len(rig.told("delivery.delivered"))) == (40, 40)
+    assert await rig.store.get(one.id) is None
+
+
+async def test_what_cannot_be_stored_at_the_end_is_given_back_for_all(rig, entry):
+    """When the gateway stops with a broken disk, no attempt of an entry waits for ever for another's end."""
+
+    async def failing():
+        raise JournalError("full")
+
+    rig.journal.flush = failing
+    one = entry(*(f"r{number}@local.example" for number in range(5)))
+    await rig.store.add(one)
+    await rig.dispatcher.start()
+    await rig.idle(lambda: rig.told("queue.failed"))
+    await rig.dispatcher.stop(1)
+    kept = (await rig.store.get(one.id)).recipients
+    assert [recipient.state for recipient in kept] == ["queued"] * 5
