@@ -3,32 +3,38 @@
 pluggy registers and checks; it cannot await, so the walk is here, over tuples made when the chain is
 built. A coroutine is stepped once in the caller's task and a timer is armed only if it really waits.
 A plugin that raises, answers junk or is too late never opens a door: its stage hears `on_error`.
+
+What each plugin did is counted as it goes, and its time is taken of some calls only: a clock that is read
+for each would cost more than a plugin that says nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections import deque
-from dataclasses import dataclass
-from types import CoroutineType, coroutine
+from dataclasses import dataclass, field
+from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from gateway.deadline import TooLate, first_step, under_deadline
 from gateway.decision import Defer
 from gateway.events import EventsDropped, PluginDryRun, PluginFailed, PluginTimedOut
 from gateway.hookspecs import Stages
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gateway.events import Event
     from gateway.hookspecs import Hook, Spec
+    from gateway.message import Message
 
 R = TypeVar("R")
 #: Facts that wait for observers; past it the newest are dropped and counted.
 OBSERVER_BACKLOG = 10_000
-#: A plugin that swallows its cancellation is cancelled again this often, in seconds.
-CANCEL_AGAIN = 1.0
+#: The first calls of a stage are all timed, then one in so many (a power of two).
+SAMPLE = 64
 #: What a client hears of any plugin's fault.
 FAULT = Defer("4.3.0", "temporary failure, try again later", reason="plugin_failed")
 
@@ -54,6 +60,63 @@ class Step:
     dry_run: bool
     #: Whether the plugin's method takes the message, so that it gets a copy to edit.
     edits: bool
+    #: Whether a call concerns the plugin (`when:`); None when every call does.
+    concerns: Callable[..., bool] | None = None
+    tally: Tally = field(default_factory=lambda: Tally(), compare=False)  # noqa: PLW0108 - it stands below
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one plugin did in one stage since the chain was made."""
+
+    #: Calls beside the walk of `ask`, which counts its own.
+    calls: int = 0
+    #: Of the calls, those that its `when` has left out.
+    passed: int = 0
+    answers: int = 0
+    faults: int = 0
+    #: Answers and faults that ended the stage: plugins behind were not asked.
+    ends: int = 0
+    #: Calls that were timed, how long they took together, and the longest, in seconds.
+    timed: int = 0
+    seconds: float = 0.0
+    longest: float = 0.0
+
+    def took(self, seconds: float) -> None:
+        """Take the time of a call."""
+        self.timed += 1
+        self.seconds += seconds
+        self.longest = max(self.longest, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What `mailward stages` shows of one plugin in one stage, since its chain is in use."""
+
+    stage: str
+    plugin: str
+    asked: int
+    answers: int
+    faults: int
+    #: Of the calls that were timed: how many, how long together, and the longest, in seconds.
+    timed: int
+    seconds: float
+    longest: float
+
+
+@dataclass(slots=True)
+class _Walk:
+    """The steps of one stage, each with its call where nothing but the call is to be done."""
+
+    steps: tuple[tuple[Step, Callable[..., Any] | None], ...]
+    #: The same where the time is taken.
+    timed: tuple[tuple[Step, None], ...]
+    asked: int = 0
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> _Walk:
+        quick = tuple((one, None if one.edits or one.concerns else one.call) for one in steps)
+        return cls(quick, tuple((one, None) for one in steps))
 
 
 class _Fault(Exception):
@@ -72,6 +135,7 @@ class Chain:
         self.specs = specs
         self.steps = {name: tuple(steps.get(name, ())) for name in specs}
         self._emit = emit
+        self._walks = {name: _Walk.of(all_) for name, all_ in self.steps.items()}
         self._by_plugin = {(name, step.plugin): step for name, all_ in self.steps.items() for step in all_}
         self._backlog: deque[tuple[str, tuple[Any, ...]]] = deque()
         self._dropped = 0
@@ -81,13 +145,30 @@ class Chain:
     async def ask(self, hook: Hook[R], *args: Any) -> Answer[R]:
         """Ask a decide or provide stage; the first opinion ends it."""
         spec: Spec = hook.spec  # type: ignore[attr-defined]
+        walk = self._walks[spec.name]
+        walk.asked += 1
+        steps = walk.steps if walk.asked > SAMPLE and walk.asked % SAMPLE else walk.timed
         waited = 0.0
-        for step in self.steps[spec.name]:
+        for step, quick in steps:
+            if quick is None:
+                begun = None
+            else:
+                # Nearly all calls end here: a plugin that says nothing costs little more than its call.
+                try:
+                    begun = quick(*args)
+                    if type(begun) is CoroutineType:
+                        begun = first_step(begun)
+                except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001
+                    begun = _raising(error)
+                if begun is None:
+                    continue
             try:
-                value, waited = await self._call(spec, step, args, waited)
+                value, waited = await self._call(spec, step, args, waited, begun)
             except _Fault:
+                step.tally.ends += 1
                 return self._fault(spec, step)
             if value is not None:
+                step.tally.ends += 1
                 return Answer(value, step.plugin)
         return Answer()
 
@@ -97,6 +178,7 @@ class Chain:
         step = self._by_plugin.get((spec.name, plugin))
         if step is None:
             return Answer()
+        step.tally.calls += 1
         try:
             value, _ = await self._call(spec, step, args, 0.0)
         except _Fault:
@@ -114,6 +196,7 @@ class Chain:
         for step in self.steps[spec.name]:
             changed = []
             for item in current if isinstance(current, list) else [current]:
+                step.tally.calls += 1
                 try:
                     value, waited = await self._call(spec, step, (*before, item), waited)
                 except _Fault:
@@ -149,9 +232,9 @@ class Chain:
             value = step.call()
             if hasattr(value, "__await__"):
                 await asyncio.wait_for(value, step.deadline)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not quiet:
-                raise
+                raise error if isinstance(error, Exception) else RuntimeError(repr(error)) from error
             text = "".join(traceback.format_exception(error))
             stage = hook.spec.name  # type: ignore[attr-defined]
             self.emit(PluginFailed(plugin=plugin, stage=stage, error=repr(error), traceback=text))
@@ -161,23 +244,41 @@ class Chain:
         if self._observer is not None:
             await asyncio.wait([self._observer])
 
+    def figures(self) -> Iterator[Figures]:
+        """Give what every plugin did in every stage since this chain is in use."""
+        for stage, all_ in self.steps.items():
+            reached = self._walks[stage].asked
+            for step in all_:
+                one = step.tally
+                asked = reached + one.calls - one.passed
+                yield Figures(
+                    stage, step.plugin, asked, one.answers, one.faults, one.timed, one.seconds, one.longest
+                )
+                reached -= one.ends
+
     def _fault(self, spec: Spec, step: Step) -> Answer[Any]:
         return Answer(FAULT if spec.kind == "decide" else None, step.plugin, failed=True)
 
-    async def _call(self, spec: Spec, step: Step, args: tuple[Any, ...], waited: float) -> tuple[Any, float]:
-        """Call one plugin. Gives its answer and the seconds that this stage has waited so far."""
+    async def _call(
+        self, spec: Spec, step: Step, args: tuple[Any, ...], waited: float, begun: Any = None
+    ) -> tuple[Any, float]:
+        """Call one plugin, or take a call that has begun. Gives its answer and the seconds waited so far."""
+        if step.concerns is not None and not step.concerns(*args):
+            step.tally.passed += 1
+            return None, waited
         given, original = args, None
         if step.edits:
             # Edits count only when the call comes back in time and whole (dry run: never).
             original = args[-1]
             given = (*args[:-1], original.copy())
+        started = time.perf_counter()
         try:
-            value = step.call(*given)
-            if type(value) is CoroutineType or hasattr(value, "__await__"):
-                value, took = await _first_step(value, min(step.deadline, spec.longest - waited))
+            value = step.call(*given) if begun is None else begun
+            if hasattr(value, "__await__") or isinstance(value, GeneratorType):
+                value, took = await under_deadline(value, min(step.deadline, spec.longest - waited))
                 waited += took
             _check(spec, value)
-        except TimeoutError as error:
+        except TooLate as error:
             self.emit(PluginTimedOut(plugin=step.plugin, stage=spec.name, deadline=step.deadline))
             self._failed(step, error)
             return None, waited
@@ -190,13 +291,21 @@ class Chain:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin raises stays here
             self._raised(spec, step, error)
             return None, waited
+        finally:
+            step.tally.took(time.perf_counter() - started)
+        return self._used(spec, step, value, (original, given[-1]) if original is not None else None), waited
+
+    def _used(self, spec: Spec, step: Step, value: Any, edited: tuple[Message, Message] | None) -> Any:
+        """Give what a whole answer comes to: a dry run's is only told."""
+        if value is not None:
+            step.tally.answers += 1
         if step.dry_run:
             if value is not None:
                 self.emit(PluginDryRun(plugin=step.plugin, stage=spec.name, answer=repr(value)))
-            return None, waited
-        if original is not None and spec.kind == "decide":
-            original.adopt(given[-1])
-        return value, waited
+            return None
+        if edited is not None and spec.kind == "decide":
+            edited[0].adopt(edited[1])
+        return value
 
     def _raised(self, spec: Spec, step: Step, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))
@@ -204,6 +313,7 @@ class Chain:
         self._failed(step, error)
 
     def _failed(self, step: Step, error: BaseException) -> None:
+        step.tally.faults += 1
         if not (step.skip or step.dry_run):
             raise _Fault from error
 
@@ -219,6 +329,7 @@ class Chain:
                 self._emit(EventsDropped(count=dropped, reason="observers_slow"))
 
     async def _show(self, spec: Spec, step: Step, args: tuple[Any, ...]) -> None:
+        step.tally.calls += 1
         try:
             await self._call(spec, step, args, 0.0)
         except _Fault:
@@ -234,82 +345,5 @@ def _check(spec: Spec, value: Any) -> None:
         raise TypeError(f"{spec.name}() must answer {allowed} or None, not {value!r}")
 
 
-async def _first_step(awaitable: Awaitable[Any], deadline: float) -> tuple[Any, float]:
-    """Await under a deadline; the timer is armed only if the first step suspends."""
-    work: Any = awaitable if type(awaitable) is CoroutineType else _wrap(awaitable)
-    try:
-        waiting = work.send(None)
-    except StopIteration as done:
-        return done.value, 0.0
-    return await _under(work, waiting, deadline)
-
-
-async def _wrap(awaitable: Awaitable[R]) -> R:
-    return await awaitable
-
-
-@coroutine
-def _resume(work: Coroutine[Any, Any, R], waiting: Any) -> Generator[Any, Any, R]:
-    """Go on with a coroutine that has been stepped once, in the same task."""
-    while True:
-        try:
-            sent = yield waiting
-        except GeneratorExit:
-            work.close()
-            raise
-        except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
-            step: Callable[[Any], Any] = work.throw
-            argument: Any = error
-        else:
-            step, argument = work.send, sent
-        try:
-            waiting = step(argument)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-
-
-async def _under(work: Coroutine[Any, Any, R], waiting: Any, deadline: float) -> tuple[R, float]:
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    timer = _Timer(loop, asyncio.current_task(), deadline)
-    try:
-        value = await _resume(work, waiting)
-    except asyncio.CancelledError:
-        if not timer.fired:
-            raise
-    finally:
-        fired = timer.stop()
-    if fired:
-        raise TimeoutError
-    return value, loop.time() - started
-
-
-class _Timer:
-    """Cancels a task when its time is over, and again until it ends: a plugin may swallow a cancellation."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None, deadline: float
-    ) -> None:
-        self._loop = loop
-        self._task = task
-        self._cancels = 0
-        self._handle = loop.call_later(max(deadline, 0), self._cancel)
-
-    @property
-    def fired(self) -> bool:
-        """Whether the cancellation that the task sees is only ours."""
-        return self._task is not None and 0 < self._cancels == self._task.cancelling()
-
-    def stop(self) -> bool:
-        """Take our cancellations back; tell whether there were any."""
-        self._handle.cancel()
-        for _ in range(self._cancels):
-            if self._task is not None:
-                self._task.uncancel()
-        return self._cancels > 0
-
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._cancels += 1
-            self._task.cancel()
-            self._handle = self._loop.call_later(CANCEL_AGAIN, self._cancel)
+async def _raising(error: BaseException) -> None:
+    raise error

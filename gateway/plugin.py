@@ -10,6 +10,7 @@ from typing_extensions import TypeVar
 
 from gateway.settings.options import Block
 from gateway.settings.units import Duration  # noqa: TC001 - pydantic reads it at run time
+from gateway.when import When
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,10 @@ class Section(Block):
     deadline: Duration = Field(default=30.0, gt=0)
     #: Only log what it would have said.
     dry_run: bool = False
+    #: Which mail it is for; it is not asked about other mail.
+    when: When = When()
+    #: Where it runs: `inline` in the gateway, each call in a `thread`, or all in a `process` of its own.
+    isolation: Literal["inline", "thread", "process"] = "inline"
     #: For an installed plugin that takes a bundled plugin's stem: the distribution that may.
     distribution: str = ""
 
@@ -71,6 +76,8 @@ class Site:
     base: Path
     #: Seconds that a message may wait in the queue.
     lifetime: float
+    #: Number of the worker that this plugin runs in, and of its part of the queue; counts from 0.
+    shard: int = 0
 
 
 @dataclass(frozen=True, slots=True)

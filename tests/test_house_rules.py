@@ -20,7 +20,7 @@ DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
     "errors faultpoint decision address message envelope events interfaces cdb controls settings journal log "
-    "services counters hookspecs plugin chain loader "
+    "services counters hookspecs when plugin deadline chain isolation loader "
     "routing queue smtp milter reception answering listeners operations qmail drops submit worker control "
     "supervisor testing commands"
 ).split()
@@ -66,7 +66,7 @@ LONG = {
     "gateway/events.py": "the vocabulary: one class an event, to be read in one place",
     "gateway/worker.py": "the composition of a process, start to stop",
     "gateway/reception.py": "every stage of reception, in mail order",
-    "gateway/chain.py": "the walk, and the timer that only it uses",
+    "gateway/chain.py": "the walk, and what it counts",
     "gateway/milter/server.py": "a session with an MTA, start to end",
     "gateway/milter/packets.py": "every packet of the protocol, beside each other",
     "plugins/aliases/__init__.py": "its hooks, and how a name is followed to its end",

@@ -12,6 +12,7 @@ import pluggy
 from gateway.chain import Step
 from gateway.errors import Place, PluginError, Problem
 from gateway.hookspecs import SPECS, Stages
+from gateway.when import known, test_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ def steps_of(running: Mapping[str, Running], tree: Tree) -> dict[str, list[Step]
     for name, spec in SPECS.items():
         impls = {impl.plugin_name: impl for impl in getattr(manager.hook, name).get_hookimpls()}
         steps[name] = [
-            step_of(spec, impls[stem], running[stem]) for stem in order(spec, impls, running, tree)
+            step_of(spec, impls[stem], running[stem], tree) for stem in order(spec, impls, running, tree)
         ]
     return steps
 
@@ -90,7 +91,7 @@ def _sorted(rank: Mapping[str, tuple[int, str]], later: Mapping[str, set[str]], 
     return done
 
 
-def step_of(spec: Spec, impl: HookImpl, plugin: Running) -> Step:
+def step_of(spec: Spec, impl: HookImpl, plugin: Running, tree: Tree) -> Step:
     """Make the call of one plugin in one stage. Raises PluginError for what the walk cannot do."""
     function = impl.function
     place = Place(str(plugin.found.path), function.__code__.co_firstlineno)
@@ -104,6 +105,7 @@ def step_of(spec: Spec, impl: HookImpl, plugin: Running) -> Step:
             Problem(f"{plugin.found.stem}: {spec.name} takes no on_error: skip and no dry_run", place)
         )
     _compare_annotations(spec, function, place)
+    _refuse_unknown(spec, plugin, tree)
     edits = "message" in impl.argnames and spec.arguments[-1] == "message"
     return Step(
         plugin.found.stem,
@@ -112,7 +114,24 @@ def step_of(spec: Spec, impl: HookImpl, plugin: Running) -> Step:
         settings.on_error == "skip" and not spec.strict,
         settings.dry_run,
         edits,
+        test_of(settings.when, spec),
     )
+
+
+def _refuse_unknown(spec: Spec, plugin: Running, tree: Tree) -> None:
+    """Refuse a condition that cannot be told at a stage: a plugin must not be left out in silence."""
+    if spec.kind in ("observe", "life"):
+        return
+    stem = plugin.found.stem
+    for key in plugin.settings.when.keys:
+        if key not in known(spec):
+            what = "recipients are" if key == "domains" else "the client is"
+            raise PluginError(
+                Problem(
+                    f"{stem}.when.{key}: {stem} speaks at {spec.name}, where {what} not known",
+                    tree.place(stem, "when", key),
+                )
+            )
 
 
 def _adapted(
