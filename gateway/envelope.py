@@ -111,10 +111,15 @@ class Recipient:
     rule: str = ""
     #: ESMTP parameters of RCPT (names in upper case, values as sent).
     params: Mapping[str, str] = field(default_factory=dict)
-    #: Why this recipient is held, "" when it is not.
+    #: Why a stage holds this recipient, "" when none does; and the plugin that said so.
     held: str = ""
+    held_by: str = ""
     #: A stage said Discard: the client heard yes, and this recipient is dropped.
     discarded: str = ""
+    #: One of several that took the place of `original`: it is routed, but not rewritten again.
+    expanded: bool = False
+    #: The address that a person chose instead of `original`, "" when nobody did.
+    chosen: str = ""
 
     @classmethod
     def of(cls, address: str, **more: Any) -> Recipient:
@@ -126,6 +131,24 @@ class Recipient:
         return replace(
             self, address=Address(address), claimed=claimed or self.claimed, rule=rule or self.rule
         )
+
+    def redirected(self, to: Address) -> Recipient:
+        """Give this recipient at an address that a person chose; `original` stays, for the bounce."""
+        return replace(self, address=to, claimed="", rule="", chosen=str(to))
+
+    def rerouted(self) -> Recipient:
+        """Give this recipient as it was before `rewrite`, back at `original`.
+
+        One of several is not: its name rewritten again would stand for the others too.
+        """
+        if self.expanded:
+            return self.redirected(Address(self.chosen)) if self.chosen else self
+        return replace(self, address=self.original, claimed="", rule="", chosen="")
+
+    @property
+    def final(self) -> bool:
+        """Whether `rewrite` has had its say for good."""
+        return self.expanded and not self.chosen
 
 
 @dataclass(slots=True)
@@ -143,7 +166,9 @@ class Transaction:
     params: Mapping[str, str] = field(default_factory=dict)
     #: Id of the message that gave birth to this one (bounce, forward, list post).
     parent: str = ""
+    #: Why a stage holds the whole message, and the plugin that said so.
     held: str = ""
+    held_by: str = ""
     #: A stage said Discard: the client hears yes, nothing is queued.
     discarded: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -195,6 +220,11 @@ class EntryRecipient:
     #: Enhanced status of that attempt ("5.1.1"), "" when unknown.
     status: str = ""
 
+    def anew(self, recipient: Recipient, now: float) -> EntryRecipient:
+        """Give this one at another address, to be routed anew and, unless it is held, at once."""
+        due = now if self.state == "queued" else self.due
+        return replace(self, recipient=recipient, route=None, due=due, report="", status="")
+
 
 @dataclass(slots=True)
 class Entry:
@@ -210,7 +240,7 @@ class Entry:
     parent: str = ""
     #: ESMTP parameters of MAIL that matter behind the queue (BODY, SMTPUTF8; later RET, ENVID).
     params: Mapping[str, str] = field(default_factory=dict)
-    #: Facts for events and `queue list`: session, client.ip, helo, listener, user.
+    #: Facts for events and `queue list`: session, client_ip, listener, user, message_id, subject.
     facts: Mapping[str, str] = field(default_factory=dict)
     #: What plugins keep with the entry: stem -> JSON.
     notes: dict[str, Any] = field(default_factory=dict)

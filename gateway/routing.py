@@ -29,6 +29,8 @@ class Routed:
 
 async def resolve(chain: Chain, recipient: Recipient) -> list[Routed]:
     """Rewrite and route one recipient; more than one comes back when an alias names several."""
+    if recipient.final:
+        return [await _routed(chain, recipient)]
     rewritten = await chain.transform(Stages.rewrite, recipient)
     if rewritten.failed:
         return [Routed(recipient, None, failed=True, plugin=rewritten.plugin)]
