@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.envelope import Route as Route
     from gateway.envelope import Session as Session
     from gateway.envelope import Transaction as Transaction
+    from gateway.envelope import first_id as first_id
     from gateway.envelope import new_id as new_id
     from gateway.errors import ConfigError as ConfigError
     from gateway.errors import DialogueError as DialogueError
@@ -109,6 +110,7 @@ _HOME = {
     "a_label": "services",
     "controls": "",
     "events": "",
+    "first_id": "envelope",
     "hookimpl": "hookspecs",
     "lower": "address",
     "is_ip": "services",

@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from gateway.errors import QueueDamaged, QueueError, QueueFull, QueueLocked
     from gateway.queue.bounce import bounce_envelope
     from gateway.queue.dispatcher import Dispatcher
+    from gateway.queue.filter import Filter, is_client, regex
     from gateway.queue.memory import MemoryQueue
     from gateway.queue.retry import next_attempt
-    from gateway.queue.store import ENDED, MOVES, Filter, Finish, Queue, Rest, Stats, lane
+    from gateway.queue.store import AGES, ENDED, MOVES, Finish, Queue, Rest, Snapshot, Stats, View, lane
+    from gateway.queue.suspension import Suspension
 
 __all__ = [
+    "AGES",
     "ENDED",
     "MOVES",
     "Dispatcher",
@@ -28,22 +31,31 @@ __all__ = [
     "QueueLocked",
     "RecipientState",
     "Rest",
+    "Snapshot",
     "Stats",
+    "Suspension",
+    "View",
     "bounce_envelope",
+    "is_client",
     "lane",
     "next_attempt",
+    "regex",
 ]
 
 _HOMES = {
     "Dispatcher": "gateway.queue.dispatcher",
+    "Filter": "gateway.queue.filter",
     "MemoryQueue": "gateway.queue.memory",
     "QueueDamaged": "gateway.errors",
     "QueueError": "gateway.errors",
     "QueueFull": "gateway.errors",
     "QueueLocked": "gateway.errors",
     "RecipientState": "gateway.envelope",
+    "Suspension": "gateway.queue.suspension",
     "bounce_envelope": "gateway.queue.bounce",
+    "is_client": "gateway.queue.filter",
     "next_attempt": "gateway.queue.retry",
+    "regex": "gateway.queue.filter",
 }
 
 

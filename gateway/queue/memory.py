@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import tempfile
 import time
+from bisect import bisect
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.message import FileBody, Message
-from gateway.queue.store import ENDED, Queue, Rest, Stats, lane
+from gateway.queue.store import AGES, ENDED, Queue, Rest, Snapshot, Stats, View, lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from gateway.envelope import Entry, EntryRecipient
-    from gateway.queue.store import Filter, Finish
+    from gateway.address import Address
+    from gateway.envelope import Entry, EntryRecipient, Recipient
+    from gateway.queue.filter import Filter
+    from gateway.queue.store import Finish
+    from gateway.queue.suspension import Suspension
 
 
 class MemoryQueue(Queue):
     """Entries in a dict. `now` gives the time in seconds since the epoch."""
 
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, now: Callable[[], float] = time.time, lifetime: float = 7 * 86400.0) -> None:
         self._now = now
+        self._lifetime = lifetime
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._entries: dict[str, Entry] = {}
         self._delivered: dict[str, int] = {}
         self._numbers: dict[str, int] = {}
-        self._held_since: dict[tuple[str, int], float] = {}
+        #: Ids of finished entries -> when they ended.
+        self._finished: dict[str, float] = {}
+        self._suspended: dict[str, Suspension] = {}
         self._last_lane = ""
 
     async def open(self) -> None:
@@ -61,7 +68,30 @@ class MemoryQueue(Queue):
         self._numbers[entry.id] = max((one.number for one in kept.recipients), default=-1) + 1
         for one in kept.recipients:
             if one.state == "held":
-                self._held_since[entry.id, one.number] = self._now()
+                one.due = self._now()
+
+    async def restore(self, snapshot: Snapshot) -> bool:
+        """Store an entry as it was elsewhere."""
+        entry = snapshot.entry
+        if await self.known([entry.id]):
+            return False
+        since = {one.number: one.due for one in entry.recipients}
+        await self.add(entry)
+        for one in self._entries[entry.id].recipients:
+            one.due = since[one.number]
+        self._delivered[entry.id] = snapshot.delivered
+        self._numbers[entry.id] = max(self._numbers[entry.id], snapshot.numbers)
+        return True
+
+    async def known(self, ids: Collection[str]) -> set[str]:
+        """Give those of the ids that are held, or were finished within the lifetime."""
+        while self._finished and next(iter(self._finished.values())) < self._now() - self._lifetime:
+            del self._finished[next(iter(self._finished))]
+        return {id_ for id_ in ids if id_ in self._entries or id_ in self._finished}
+
+    def views(self) -> Sequence[View]:
+        """Open the one part that there is."""
+        return [_View(self._entries, self._delivered, self._numbers)]
 
     async def claim(self, now: float, limit: int, busy: Mapping[str, int], per_lane: int) -> list[Entry]:
         """Claim lane by lane, from where the last claim stopped."""
@@ -101,6 +131,7 @@ class MemoryQueue(Queue):
         entry.recipients = [one for one in entry.recipients if one.state != "delivered"]
         if all(one.state in ENDED for one in entry.recipients):
             self._forget(entry)
+            self._finished[entry.id] = self._now()
         elif finish.bounced:
             entry.recipients = [one for one in entry.recipients if one.state not in ENDED]
 
@@ -148,25 +179,46 @@ class MemoryQueue(Queue):
 
     async def hold(self, wanted: Filter) -> list[Entry]:
         """Move queued recipients to held."""
-
-        def hold(entry: Entry, one: EntryRecipient) -> EntryRecipient:
-            self._held_since[entry.id, one.number] = self._now()
-            return replace(one, state="held")
-
-        return self._change(wanted, {"queued"}, hold)
+        return self._change(wanted, {"queued"}, lambda _, one: replace(one, state="held", due=self._now()))
 
     async def release(self, wanted: Filter) -> list[Entry]:
         """Move held recipients to queued; the time held is added to the entry's birth."""
         aged: dict[str, float] = {}
 
         def release(entry: Entry, one: EntryRecipient) -> EntryRecipient:
-            aged[entry.id] = self._now() - self._held_since.pop((entry.id, one.number))
-            return replace(one, state="queued", due=self._now())
+            aged[entry.id] = self._now() - one.due
+            recipient = replace(one.recipient, held="", held_by="")
+            return replace(one, recipient=recipient, state="queued", due=self._now())
 
         self._change(wanted, {"held"}, release)
         for id_, seconds in aged.items():
             self._entries[id_].birth += max(0.0, seconds)
         return [self._shown(id_) for id_ in aged]
+
+    async def redirect(self, wanted: Filter, to: Address) -> list[Entry]:
+        """Give queued and held recipients another address."""
+        return self._readdress(wanted, lambda one: one.redirected(to))
+
+    async def reroute(self, wanted: Filter) -> list[Entry]:
+        """Give queued and held recipients the address that the sender wrote."""
+        return self._readdress(wanted, lambda one: one.rerouted())
+
+    def _readdress(self, wanted: Filter, change: Callable[[Recipient], Recipient]) -> list[Entry]:
+        return self._change(
+            wanted, {"queued", "held"}, lambda _, one: one.anew(change(one.recipient), self._now())
+        )
+
+    async def suspend(self, suspension: Suspension) -> None:
+        """Keep a suspension."""
+        self._suspended[suspension.name] = suspension
+
+    async def resume(self, name: str) -> Suspension | None:
+        """Forget a suspension."""
+        return self._suspended.pop(name, None)
+
+    async def suspended(self) -> list[Suspension]:
+        """Give the suspensions that run."""
+        return [one for _, one in sorted(self._suspended.items()) if one.runs(self._now())]
 
     def _change(
         self,
@@ -194,16 +246,19 @@ class MemoryQueue(Queue):
         return gone
 
     async def stats(self) -> list[Stats]:
-        """Count recipients by domain and state."""
+        """Count recipients by domain, state and age."""
         found: dict[tuple[str, str], list[float]] = {}
-        for entry in self._entries.values():
-            for one in entry.recipients:
-                key = (one.recipient.address.domain, one.state)
+        for entry, one in self._pairs():
+            if one.state not in ENDED:
+                key = (one.recipient.original.domain, one.state)
                 found.setdefault(key, []).append(entry.birth)
-        return [Stats(*key, len(births), min(births)) for key, births in sorted(found.items())]
+        return [
+            Stats(*key, len(births), min(births), _ages(births, self._now()))
+            for key, births in sorted(found.items())
+        ]
 
     def _matching(self, wanted: Filter) -> list[tuple[Entry, EntryRecipient]]:
-        return [pair for pair in self._pairs() if _matches(wanted, *pair)]
+        return [pair for pair in self._pairs() if wanted.matches(*pair)]
 
     def _pairs(self) -> Iterator[tuple[Entry, EntryRecipient]]:
         for entry in self._entries.values():
@@ -220,17 +275,41 @@ class MemoryQueue(Queue):
         return [self._shown(id_) for id_ in found[:limit]]
 
 
+class _View(View):
+    """The entries of a MemoryQueue."""
+
+    name = "memory"
+
+    def __init__(self, entries: dict[str, Entry], delivered: dict[str, int], numbers: dict[str, int]) -> None:
+        self._entries, self._delivered, self._numbers = entries, delivered, numbers
+
+    def count(self) -> int:
+        return len(self._entries)
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        seen: set[str] = set()
+        while new := [one for one in self._entries.values() if one.id not in seen and self._due(one, seen)]:
+            for entry in new:
+                seen.add(entry.id)
+                if entry.id in self._entries:
+                    copy = _copy(entry, entry.recipients)
+                    yield Snapshot(copy, self._delivered[entry.id], self._numbers[entry.id])
+
+    def _due(self, entry: Entry, seen: set[str]) -> bool:
+        """Tell whether an entry was there at the start, or may have been born from one that was."""
+        return not seen or bool(entry.parent)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def _copy(entry: Entry, recipients: Sequence[EntryRecipient]) -> Entry:
     return replace(entry, message=entry.message.copy(), recipients=[replace(one) for one in recipients])
 
 
-def _matches(wanted: Filter, entry: Entry, one: EntryRecipient) -> bool:
-    addresses = (one.recipient.address, one.recipient.original)
-    return (
-        (not wanted.ids or entry.id in wanted.ids)
-        and (not wanted.sender or entry.sender == wanted.sender)
-        and (not wanted.recipient or wanted.recipient in addresses)
-        and (not wanted.domain or one.recipient.address.domain == wanted.domain.lower())
-        and (not wanted.state or one.state == wanted.state)
-        and (not wanted.born_before or entry.birth < wanted.born_before)
-    )
+def _ages(births: Sequence[float], now: float) -> list[int]:
+    """Count births by age, in the columns of AGES and one behind them."""
+    counts = [0] * (len(AGES) + 1)
+    for birth in births:
+        counts[bisect(AGES, (now - birth) / 60)] += 1
+    return counts

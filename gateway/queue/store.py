@@ -21,21 +21,31 @@ The moves of a recipient, and what makes each:
   queued       held         hold
   held         queued       release
 
+`retry`, `redirect` and `reroute` leave the state as it is.
+
 `receiving -> queued` is the commit: before it nothing is visible, after it nothing may be lost.
-A message is `finished`, and forgotten, with the transaction that ends its last recipient.
+A message is `finished`, and forgotten, with the transaction that ends its last recipient; its id is kept
+for the lifetime of a message, so that no archive brings it back. `restore` puts an entry in as it was in
+another store: its recipients are queued, held, failed or expired.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from gateway.errors import QueueError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
+    from typing import Self
 
+    from gateway.address import Address
     from gateway.envelope import Entry, EntryRecipient, RecipientState
+    from gateway.queue.filter import Filter
+    from gateway.queue.suspension import Suspension
 
 #: (from, to) -> the operation that makes the move; "" is outside the queue.
 MOVES: dict[tuple[str, str], str] = {
@@ -52,6 +62,8 @@ MOVES: dict[tuple[str, str], str] = {
     ("held", "queued"): "release",
 }
 ENDED: frozenset[RecipientState] = frozenset({"delivered", "failed", "expired"})
+#: Bounds of the columns of `Stats.ages`, in minutes; the last column has none.
+AGES = (5, 10, 20, 40, 80, 160, 320, 640, 1280)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +77,6 @@ class Finish:
     births: Sequence[Entry] = ()
     #: One of the births is the bounce: failures of this entry are told, and forgotten.
     bounced: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which entries an operation is for; empty fields match all."""
-
-    ids: Collection[str] = ()
-    sender: str = ""
-    recipient: str = ""
-    domain: str = ""
-    state: str = ""
-    #: Entries born before this time, seconds since the epoch; 0 matches all.
-    born_before: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +96,58 @@ class Rest:
 class Stats:
     """One row of `queue stats`: how many recipients of a domain are in a state, and since when."""
 
+    #: As the sender wrote it.
     domain: str
     state: str
     recipients: int
     #: Birth of the oldest, seconds since the epoch.
     oldest: float
+    #: How many of them are how old: younger than the first of AGES, than the second ..., and the rest.
+    ages: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One entry in one consistent state, with what an Entry alone does not tell: what an archive keeps."""
+
+    #: Its recipients that have not been delivered; `due` of a held one says since when it is held.
+    entry: Entry
+    #: How many of its recipients were delivered.
+    delivered: int = 0
+    #: The number that its next new recipient gets: numbers name files in mailboxes, so none comes twice.
+    numbers: int = 0
+
+
+class View(ABC):
+    """Reads one part of a store (a shard) beside its owner: by short transactions, without a lock.
+
+    Synchronous: whoever reads has a process or a thread for it. Raises QueueError.
+    """
+
+    #: What people call this part: "shard-0".
+    name: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def count(self) -> int:
+        """Count the entries; while the owner works it is near enough for a progress bar."""
+
+    @abstractmethod
+    def snapshots(self) -> Iterator[Snapshot]:
+        """Give the entries that were there when this began, each in one consistent state of its own.
+
+        One that ends meanwhile is left out, but then what it gave birth to is given. A body that is a file
+        may vanish before it is opened: then, too, the entry has ended.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the store."""
 
 
 class Queue(ABC):
@@ -111,6 +157,8 @@ class Queue(ABC):
     QueueError for any other doubt.
     """
 
+    #: All owners see one queue, so what is done to it is asked of one of them only.
+    shared: ClassVar[bool] = False
     #: Where a Spool may put its file: on the store's own file system.
     spool_folder: Path
 
@@ -132,6 +180,26 @@ class Queue(ABC):
         A body file in `spool_folder` then belongs to the store, and `entry.message.body` says where it
         is. When this raises, the file is still the caller's.
         """
+
+    @abstractmethod
+    async def restore(self, snapshot: Snapshot) -> bool:
+        """Store an entry as it was elsewhere: states, attempts and numbers. The rest is as `add` does it.
+
+        False, and nothing is stored, when this part of the store holds its id or has finished it within the
+        lifetime; `known` asks all parts. A deleted message may come back.
+        """
+
+    @abstractmethod
+    async def known(self, ids: Collection[str]) -> set[str]:
+        """Give those of the ids that any part of the store holds, or has finished within the lifetime."""
+
+    @abstractmethod
+    def views(self) -> Sequence[View]:
+        """Open all parts of the store to be read; the store itself need not be open. Raises QueueError."""
+
+    def estate(self, folder: Path) -> Queue:
+        """Give the part that a dead owner has left in a folder, not yet open. Raises QueueError."""
+        raise QueueError(f"{folder}: this store keeps nothing in folders, so there is nothing to adopt")
 
     @abstractmethod
     async def claim(self, now: float, limit: int, busy: Mapping[str, int], per_lane: int) -> list[Entry]:
@@ -177,7 +245,10 @@ class Queue(ABC):
 
     @abstractmethod
     async def release(self, wanted: Filter) -> list[Entry]:
-        """Move held recipients to queued, due now. The time held is added to the entry's birth."""
+        """Move held recipients to queued, due now. The time held is added to the entry's birth.
+
+        Why they were held (`held` and `held_by` of the recipient) is forgotten.
+        """
 
     @abstractmethod
     async def take(self, wanted: Filter, limit: int = 1000) -> list[Entry]:
@@ -188,8 +259,32 @@ class Queue(ABC):
         """Forget whole entries, without a bounce. Entries with a claimed recipient are left alone."""
 
     @abstractmethod
+    async def redirect(self, wanted: Filter, to: Address) -> list[Entry]:
+        """Give queued and held recipients another address, to be rewritten and routed anew.
+
+        `Recipient.redirected` says what becomes of the recipient; its route, report and status are
+        forgotten, its state, number and attempts stay. Queued ones are due now.
+        """
+
+    @abstractmethod
+    async def reroute(self, wanted: Filter) -> list[Entry]:
+        """As `redirect`, with the address that the sender wrote (`Recipient.rerouted`)."""
+
+    @abstractmethod
+    async def suspend(self, suspension: Suspension) -> None:
+        """Keep a suspension; one of the same name is replaced. It counts for all that work this queue."""
+
+    @abstractmethod
+    async def resume(self, name: str) -> Suspension | None:
+        """Forget the suspension of this name; gives it, or None when there was none."""
+
+    @abstractmethod
+    async def suspended(self) -> list[Suspension]:
+        """Give the suspensions that run, sorted by name. Cheap: the dispatcher asks once a second."""
+
+    @abstractmethod
     async def stats(self) -> list[Stats]:
-        """Count recipients by domain and state."""
+        """Count the recipients that have not ended, by domain, state and age."""
 
     @abstractmethod
     async def list(self, wanted: Filter, limit: int = 1000, after: str = "") -> list[Entry]:

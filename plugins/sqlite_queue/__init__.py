@@ -27,5 +27,6 @@ class SqliteQueuePlugin(Plugin[Settings]):
 
     @hookimpl
     def open_queue(self) -> Queue:
-        """Give the store; whoever asked opens it."""
-        return SqliteQueue(self.site.state / "queue" / "shard-0", self.clock.time)
+        """Give this worker's shard; whoever asked opens it."""
+        folder = self.site.state / "queue" / f"shard-{self.site.shard}"
+        return SqliteQueue(folder, self.clock.time, self.site.lifetime)

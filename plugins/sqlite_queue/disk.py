@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 #: SQLite may reuse this many pages of its log before it moves them home: fewer, larger moves.
 _LOG_PAGES = 4000
 
@@ -60,10 +60,7 @@ def connect(path: Path, schema: str) -> apsw.Connection:
         raise QueueError(f"{path}: {error}") from error
     if faults or version == 0:
         raise _damaged(path, faults[0] if faults else "it is empty")
-    if version > VERSION:
-        raise QueueError(
-            f"{path} was written by a newer version (schema {version}); this one knows {VERSION}"
-        )
+    _check_version(path, version)
     return connection
 
 
@@ -71,7 +68,14 @@ def read_only(path: Path) -> apsw.Connection:
     """Open the file for queries beside the writer."""
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     connection.set_busy_timeout(10_000)
+    _check_version(path, connection.pragma("user_version"))
     return connection
+
+
+def _check_version(path: Path, version: int) -> None:
+    if version != VERSION:
+        age = "a newer" if version > VERSION else "an older"
+        raise QueueError(f"{path} was written by {age} version (schema {version}); this one knows {VERSION}")
 
 
 def _create(path: Path, schema: str) -> None:

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway import Address, Entry, EntryRecipient, FileBody, Message, Recipient, Route
-from gateway.queue import RecipientState, lane
+from gateway.queue import ENDED, RecipientState, lane
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from gateway.queue import Snapshot
+
 Row = tuple[Any, ...]
 ENTRY = "seq, id, sender, birth, origin, parent, size, more, file"
+#: What `more` of a recipient may hold of its Recipient.
+_KEPT = ("claimed", "rule", "params", "held", "held_by", "expanded", "chosen")
 RECIPIENT = "entry, number, state, due, attempts, address, original, more"
 
 
@@ -40,17 +44,22 @@ def state_row(recipient: EntryRecipient, now: float) -> str:
     return recipient.state
 
 
-def entry_row(entry: Entry, state: str) -> Row:
-    """Give the columns of an entry, in the order of the table, without `seq`."""
+def id_key(entry_id: str) -> bytes:
+    """Give the 16 bytes of an id."""
+    return bytes.fromhex(entry_id.replace("-", ""))
+
+
+def entry_row(entry: Entry, state: str, was: Snapshot | None = None) -> Row:
+    """Give the columns of an entry, in the order of the table, without `seq`; `was`: one restored."""
     body = entry.message.body
     filed = isinstance(body, FileBody)
     return (
         entry.id,
         state,
-        len(entry.recipients),
+        sum(one.state not in ENDED for one in entry.recipients),
         sum(one.state == "held" for one in entry.recipients),
-        0,
-        max((r.number for r in entry.recipients), default=-1) + 1,
+        was.delivered if was else 0,
+        max(was.numbers if was else 0, max((r.number for r in entry.recipients), default=-1) + 1),
         encode(entry.sender),
         entry.birth,
         entry.origin,
@@ -86,6 +95,9 @@ def more_of(recipient: EntryRecipient) -> str:
         "rule": one.rule,
         "params": dict(one.params),
         "held": one.held,
+        "held_by": one.held_by,
+        "expanded": one.expanded,
+        "chosen": one.chosen,
         "route": asdict(recipient.route) if recipient.route else None,
         "report": recipient.report,
         "status": recipient.status,
@@ -101,10 +113,7 @@ def recipient_of(row: Row) -> EntryRecipient:
     recipient = Recipient(
         Address.decode(address),
         Address.decode(original),
-        more.get("claimed", ""),
-        more.get("rule", ""),
-        more.get("params", {}),
-        more.get("held", ""),
+        **{name: more[name] for name in _KEPT if name in more},
     )
     route = Route(**more["route"]) if "route" in more else None
     outside: RecipientState = "queued" if state in ("ready", "waiting") else state

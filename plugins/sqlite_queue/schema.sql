@@ -37,4 +37,10 @@ CREATE INDEX ready ON recipient (lane) WHERE state = 'ready';
 -- and moves rows into it from this one when their time comes.
 CREATE INDEX waiting ON recipient (due) WHERE state = 'waiting';
 
-PRAGMA user_version = 1;
+-- Messages whose last recipient has ended: no archive may bring one back while a copy of it may be about.
+CREATE TABLE finished (
+  id   BLOB PRIMARY KEY,              -- the 16 bytes of the id, which begin with its time
+  time REAL NOT NULL                  -- when it ended
+) WITHOUT ROWID;
+
+PRAGMA user_version = 2;

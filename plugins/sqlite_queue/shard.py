@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gateway import Message, point
-from gateway.queue import ENDED, Rest
+from gateway import Message, first_id, point
+from gateway.queue import AGES, ENDED, Rest, Snapshot
 
 from . import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import apsw
 
-    from gateway import Entry, EntryRecipient
-    from gateway.queue import Filter, Finish
+    from gateway import Entry, EntryRecipient, Recipient
+    from gateway.queue import Finish
 
 #: How many recipients one claim may move from `waiting` to `ready`.
 PROMOTED = 500
@@ -28,6 +28,11 @@ _ADD_RECIPIENT = "INSERT INTO recipient VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _DELETE_RECIPIENT = "DELETE FROM recipient WHERE entry = ? AND number = ?"
 _STATE = "UPDATE recipient SET state = ? WHERE entry = ? AND number = ?"
 _END = "UPDATE recipient SET state = ?, due = ?, attempts = ?, more = ? WHERE entry = ? AND number = ?"
+_READDRESS = "UPDATE recipient SET state = ?, due = ?, address = ?, more = ? WHERE entry = ? AND number = ?"
+_NOT_HELD = """
+UPDATE recipient SET more = json_remove(more, '$.held', '$.held_by')
+WHERE entry = ? AND number = ? AND more != ''
+"""
 _PROMOTE = """
 UPDATE recipient SET state = 'ready' WHERE (entry, number) IN (
   SELECT entry, number FROM recipient INDEXED BY waiting
@@ -44,11 +49,24 @@ _NEXT = """
 SELECT coalesce((SELECT due FROM recipient INDEXED BY ready WHERE state = 'ready' LIMIT 1),
                 (SELECT min(due) FROM recipient INDEXED BY waiting WHERE state = 'waiting'))
 """
-_STATS = """
+_STATS = f"""
 SELECT CAST(substr(r.lane, instr(r.lane, x'00') + 1) AS BLOB),
-  CASE WHEN r.state IN ('ready', 'waiting') THEN 'queued' ELSE r.state END, count(*), min(e.birth)
-FROM recipient r JOIN entry e ON e.seq = r.entry WHERE e.state = 'queued' GROUP BY 1, 2 ORDER BY 1, 2
+  CASE WHEN r.state IN ('ready', 'waiting') THEN 'queued' ELSE r.state END,
+  {" + ".join(f"(? - e.birth >= {60 * bound})" for bound in AGES)}, count(*), min(e.birth)
+FROM recipient r JOIN entry e ON e.seq = r.entry
+WHERE e.state = 'queued' AND r.state IN {_OPEN} GROUP BY 1, 2, 3 ORDER BY 1, 2
+"""  # noqa: S608 - own words
+_AFTER = """
+SELECT seq FROM entry WHERE seq > ? AND state = 'queued' AND (seq <= ? OR parent != '') ORDER BY seq LIMIT ?
 """
+_KNOWN = """
+SELECT 1 FROM entry WHERE id = ? UNION ALL SELECT 1 FROM finished WHERE id = ? AND time >= ? LIMIT 1
+"""
+_FORGET = """
+DELETE FROM finished WHERE id IN (SELECT id FROM finished WHERE id < ? AND time < ? LIMIT ?)
+"""
+#: Entries that one read looks at, so that a filter that matches few holds up no other reader.
+WINDOW = 5000
 
 
 class Shard:
@@ -68,26 +86,41 @@ class Shard:
         point("queue.sweep")
         self._do("UPDATE recipient SET state = 'ready' WHERE state = 'attempting'")
 
-    def add(self, entry: Entry, now: float, state: str = "queued", *, handed: bool = False) -> int:
+    def add(
+        self,
+        entry: Entry,
+        now: float,
+        state: str = "queued",
+        *,
+        handed: bool = False,
+        was: Snapshot | None = None,
+    ) -> int:
         """Store an entry and its recipients; `handed` ones are born claimed. Gives its `seq`."""
-        self._do(_ADD_ENTRY, rows.entry_row(entry, state))
+        self._do(_ADD_ENTRY, rows.entry_row(entry, state, was))
         seq = self.connection.last_insert_rowid()
         point("queue.add")
         if state == "queued":
-            self.add_recipients(seq, entry, entry.recipients, now, handed=handed)
+            self.add_recipients(seq, entry, entry.recipients, now, handed=handed, restored=was is not None)
         return seq
 
     def add_recipients(
-        self, seq: int, entry: Entry, some: Sequence[EntryRecipient], now: float, *, handed: bool = False
+        self,
+        seq: int,
+        entry: Entry,
+        some: Sequence[EntryRecipient],
+        now: float,
+        *,
+        handed: bool = False,
+        restored: bool = False,
     ) -> None:
-        """Store some recipients of an entry."""
+        """Store some recipients of an entry; held ones are held since now, or since they were elsewhere."""
         made = (
             rows.recipient_row(
                 seq,
                 entry,
                 one,
                 "attempting" if handed else rows.state_row(one, now),
-                now if one.state == "held" else one.due,
+                now if one.state == "held" and not restored else one.due,
             )
             for one in some
         )
@@ -165,6 +198,7 @@ class Shard:
             filed = self._value("SELECT file FROM entry WHERE seq = ?", seq)
             point("queue.forget")
             self.drop(seq)
+            self._do("INSERT OR REPLACE INTO finished VALUES (?, ?)", (rows.id_key(finish.entry.id), now))
             return [] if filed is None else [finish.entry.id]
         delivered = sum(one.state == "delivered" for one in ended)
         self._do(
@@ -227,11 +261,29 @@ class Shard:
         if verb != "retry":
             self._count_held((seq for seq, _, _, _ in found), 1 if verb == "hold" else -1)
         if verb == "release":
+            self._many(_NOT_HELD, ((seq, number) for seq, _, number, _ in found))
             self._age({seq: since for seq, _, _, since in found}, now)
         return list(dict.fromkeys(id_ for _, id_, _, _ in found))
 
     def _count_held(self, entries: Iterable[int], change: int) -> None:
         self._many("UPDATE entry SET held = held + ? WHERE seq = ?", ((change, seq) for seq in entries))
+
+    def readdress(
+        self, where: str, values: Sequence[object], now: float, change: Callable[[Recipient], Recipient]
+    ) -> list[str]:
+        """Give recipients that match another address. Gives the ids of the entries touched."""
+        columns = ", ".join(f"r.{name}" for name in rows.RECIPIENT.split(", "))
+        found = self._do(
+            f"SELECT e.id, {columns} FROM recipient r JOIN entry e ON e.seq = r.entry "  # noqa: S608 - own words
+            f"WHERE r.state IN ('ready', 'waiting', 'held') AND e.state = 'queued' AND {where}",
+            values,
+        ).fetchall()
+        for _, *row in found:
+            one = rows.recipient_of(tuple(row))
+            new = one.anew(change(one.recipient), now)
+            to, state = rows.encode(new.recipient.address), rows.state_row(new, now)
+            self._do(_READDRESS, (state, new.due, to, rows.more_of(new), *row[:2]))
+        return list(dict.fromkeys(str(id_) for id_, *_ in found))
 
     def _age(self, held_since: Mapping[int, float], now: float) -> None:
         """Time spent held does not count into a message's age."""
@@ -261,13 +313,44 @@ class Shard:
             for row in found
         ]
 
+    def window(self, where: str, values: Sequence[object], limit: int, after: str) -> tuple[list[Entry], str]:
+        """Look for entries among the next WINDOW; gives them, and where to go on ("" at the end)."""
+        query = "SELECT id FROM entry WHERE id > ? ORDER BY id LIMIT 1 OFFSET ?"
+        last: str = self._value(query, after, WINDOW - 1) or ""
+        within = f"{where} AND e.id <= ?" if last else where
+        found = self.entries(within, [*values, last] if last else values, limit, after)
+        return [entry for _, entry, _ in found], last
+
     def get(self, entry_id: str) -> Entry | None:
         """Give one entry with its message."""
         found = self._value("SELECT seq FROM entry WHERE state = 'queued' AND id = ?", entry_id)
-        if found is None:
-            return None
-        numbers = [n for (n,) in self._do("SELECT number FROM recipient WHERE entry = ?", (found,))]
-        return self._load(found, numbers)
+        return None if found is None else self._whole(found)
+
+    def _whole(self, seq: int) -> Entry:
+        numbers = [n for (n,) in self._do("SELECT number FROM recipient WHERE entry = ?", (seq,))]
+        return self._load(seq, numbers)
+
+    def count(self) -> int:
+        """Count the entries."""
+        return int(self._value("SELECT count(*) FROM entry WHERE state = 'queued'"))
+
+    def last(self) -> int:
+        """Give the `seq` of the newest entry, 0 when there is none."""
+        return self._value("SELECT max(seq) FROM entry") or 0
+
+    def after(self, seq: int, last: int, limit: int) -> list[int]:
+        """Give the entries behind `seq`; of those behind `last` only what was born here."""
+        return [found for (found,) in self._do(_AFTER, (seq, last, limit))]
+
+    def snapshot(self, seq: int) -> Snapshot | None:
+        """Read one entry, and what it does not tell itself, in one transaction; None when it has ended."""
+        # Not `with connection`: one that only reads has no transaction to end by a COMMIT of its own.
+        self._do("BEGIN")
+        try:
+            row = next(self._do("SELECT delivered, numbers FROM entry WHERE seq = ?", (seq,)), None)
+            return None if row is None else Snapshot(self._whole(seq), *row)
+        finally:
+            self._do("END")
 
     def rest(self, entry_id: str, numbers: Collection[int]) -> Rest:
         """Tell what an entry holds beside these recipients."""
@@ -288,9 +371,17 @@ class Shard:
         due: float | None = self._value(_NEXT)
         return due
 
-    def stats(self) -> list[tuple[bytes, str, int, float]]:
-        """Count recipients by domain and state."""
-        return list(self._do(_STATS))
+    def known(self, ids: Iterable[str], since: float) -> set[str]:
+        """Give those of the ids that are here, or were finished since a time."""
+        return {one for one in ids if self._value(_KNOWN, one, rows.id_key(one), since) is not None}
+
+    def forget_finished(self, before: float, limit: int) -> None:
+        """Forget some ids of messages that ended before a time: they are among those born before it."""
+        self._do(_FORGET, (rows.id_key(first_id(before)), before, limit))
+
+    def stats(self, now: float) -> list[tuple[bytes, str, int, int, float]]:
+        """Count recipients by domain, state and column of AGES; and give the birth of the oldest."""
+        return list(self._do(_STATS, (now,) * len(AGES)))
 
     def files(self) -> set[str]:
         """Give the ids of all entries whose body is a file."""
@@ -299,28 +390,3 @@ class Shard:
     def _value(self, query: str, *values: object) -> Any:
         row = next(self._do(query, values), None)
         return None if row is None else row[0]
-
-
-def conditions(wanted: Filter) -> tuple[str, list[object]]:
-    """Write a Filter as SQL over `e` (entry) and `r` (recipient)."""
-    terms: list[str] = ["1"]
-    values: list[object] = []
-
-    def add(term: str, *more: object) -> None:
-        terms.append(term)
-        values.extend(more)
-
-    if wanted.ids:
-        add(f"e.id IN ({', '.join('?' * len(wanted.ids))})", *wanted.ids)
-    if wanted.sender:
-        add("e.sender = ?", rows.encode(wanted.sender))
-    if wanted.recipient:
-        add("? IN (r.address, r.original)", rows.encode(wanted.recipient))
-    if wanted.domain:
-        add("substr(r.lane, instr(r.lane, x'00') + 1) = ?", rows.encode(wanted.domain.lower()))
-    if wanted.state:
-        inside = ("ready", "waiting") if wanted.state == "queued" else (wanted.state,)
-        add(f"r.state IN ({', '.join('?' * len(inside))})", *inside)
-    if wanted.born_before:
-        add("e.birth < ?", wanted.born_before)
-    return " AND ".join(terms), values

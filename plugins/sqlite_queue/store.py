@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from gateway import Address, FileBody, point
-from gateway.queue import Queue, QueueFull, Rest, Stats, lane
+from gateway.queue import AGES, Queue, QueueError, QueueFull, Rest, Stats, lane
 
 from . import disk
+from .filtering import conditions, teach
 from .fresh import Fresh
 from .rows import encode
-from .shard import Shard, conditions
+from .shard import Shard
+from .suspensions import Suspensions
+from .view import ShardView
 from .writer import Writer, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from gateway import Entry, EntryRecipient
-    from gateway.queue import Filter, Finish
+    from gateway import Entry, EntryRecipient, Recipient
+    from gateway.queue import Filter, Finish, Snapshot, Suspension
 
 R = TypeVar("R")
 
@@ -32,13 +35,19 @@ BATCH = 1000
 #: Bytes of the disk that new mail leaves free: without them the ends of deliveries could not be stored, and
 #: a queue that has filled its disk would never get smaller.
 RESERVE = 32 * 1024 * 1024
+#: So often, in seconds, the oldest ids of finished messages are forgotten, and so many at a time.
+FORGET, FORGOTTEN = 60.0, 50_000
 
 
 class SqliteQueue(Queue):
-    """One shard in `folder`. `now` gives the time in seconds since the epoch."""
+    """One shard in `folder`. `now` gives the time in seconds since the epoch.
 
-    def __init__(self, folder: Path, now: Callable[[], float]) -> None:
+    `lifetime`: so many seconds the ids of finished messages are kept.
+    """
+
+    def __init__(self, folder: Path, now: Callable[[], float], lifetime: float = 7 * 86400.0) -> None:
         self.folder = folder
+        self._lifetime = lifetime
         self.spool_folder = folder / "spool"
         self._bodies = folder / "bodies"
         self._now = now
@@ -49,6 +58,9 @@ class SqliteQueue(Queue):
         #: Before this time the file has nothing to claim.
         self._next = 0.0
         self._free, self._looked = 0, -math.inf
+        #: When ids of finished messages were last forgotten.
+        self._forgot = -math.inf
+        self._suspensions = Suspensions(folder.parent / "suspended.json")
 
     async def open(self) -> None:
         """Take the lock, check the file, sweep, and start the threads."""
@@ -68,6 +80,8 @@ class SqliteQueue(Queue):
                 self._shard.sweep()
             disk.sweep_files(self.folder, self._shard.files())
             self._reader = Shard(disk.read_only(path), self._bodies)
+            teach(connection)
+            teach(self._reader.connection)
             self._free, self._looked = disk.free(connection, self.folder), time.monotonic()
         except Exception as error:
             self._unlock()
@@ -101,6 +115,37 @@ class SqliteQueue(Queue):
             self._due(entry.recipients)
         await asyncio.shield(future)
 
+    async def restore(self, snapshot: Snapshot) -> bool:
+        """Commit an entry as it was elsewhere. A cancelled caller does not stop the commit."""
+        entry, now = snapshot.entry, self._now()
+        if await self._read(lambda shard: shard.known([entry.id], now - self._lifetime)):
+            return False
+        await self._refuse_when_full(entry.message.size)
+        await asyncio.shield(asyncio.create_task(self._add_large(entry, now, snapshot)))
+        return True
+
+    async def known(self, ids: Collection[str]) -> set[str]:
+        """Give those of the ids that this shard, or one beside it, holds or has finished."""
+        return await asyncio.to_thread(self._known, ids, self._now() - self._lifetime)
+
+    def _known(self, ids: Collection[str], since: float) -> set[str]:
+        found: set[str] = set()
+        for view in self.views():
+            with view:
+                found |= view.known(ids, since)
+        return found
+
+    def views(self) -> Sequence[ShardView]:
+        """Open this shard and those beside it."""
+        folders = {self.folder, *self.folder.parent.glob("shard-*")}
+        return [ShardView(one) for one in sorted(folders) if (one / "queue.db").exists()]
+
+    def estate(self, folder: Path) -> SqliteQueue:
+        """Give the shard that a dead owner has left."""
+        if not (folder / "queue.db").exists():
+            raise QueueError(f"{folder} is no shard: it holds no queue.db")
+        return SqliteQueue(folder, self._now, self._lifetime)
+
     async def _refuse_when_full(self, size: int) -> None:
         """Look at the disk once a second at most, and count what is taken in between."""
         now = time.monotonic()
@@ -119,28 +164,28 @@ class SqliteQueue(Queue):
             self._fresh.put(entry)
             point("queue.handed")
 
-    async def _add_large(self, entry: Entry, now: float) -> None:
+    async def _add_large(self, entry: Entry, now: float, was: Snapshot | None = None) -> None:
         """Add an entry whose body is a file, or whose recipients need several transactions."""
         await self._keep([entry])
         try:
             if len(entry.recipients) > BATCH:
-                await self._add_in_batches(entry, now)
+                await self._add_in_batches(entry, now, was)
             else:
-                await self._writer.submit(lambda shard: shard.add(entry, now))
+                await self._writer.submit(lambda shard: shard.add(entry, now, was=was))
         except Exception:
             self._unlink([entry.id])
             raise
         self._due(entry.recipients)
         await self._kept([entry])
 
-    async def _add_in_batches(self, entry: Entry, now: float) -> None:
+    async def _add_in_batches(self, entry: Entry, now: float, was: Snapshot | None) -> None:
         """Write the recipients while nobody sees them; the flip is the commit."""
-        seq = await self._writer.submit(lambda shard: shard.add(entry, now, "receiving"))
+        seq = await self._writer.submit(lambda shard: shard.add(entry, now, "receiving", was=was))
         try:
             point("queue.receiving")
             for start in range(0, len(entry.recipients), BATCH):
                 some = entry.recipients[start : start + BATCH]
-                await self._writer.submit(partial(_add_recipients, seq, entry, some, now))
+                await self._writer.submit(partial(_add_recipients, seq, entry, some, now, was is not None))
                 point("queue.part")
             point("queue.flip")
             await self._writer.submit(lambda shard: shard.flip(seq))
@@ -188,7 +233,13 @@ class SqliteQueue(Queue):
         births = [birth for one in finishes for birth in one.births]
         now = self._now()
 
+        forget = now >= self._forgot + FORGET
+        if forget:
+            self._forgot = now
+
         def finish(shard: Shard) -> list[str]:
+            if forget:
+                shard.forget_finished(now - self._lifetime, FORGOTTEN)
             return [name for one in finishes for name in shard.finish(one, now)]
 
         await self._keep(births)
@@ -249,18 +300,55 @@ class SqliteQueue(Queue):
         """Move held recipients to queued."""
         return await self._change("release", wanted)
 
+    async def redirect(self, wanted: Filter, to: Address) -> list[Entry]:
+        """Give queued and held recipients another address."""
+        return await self._readdress(wanted, lambda one: one.redirected(to))
+
+    async def reroute(self, wanted: Filter) -> list[Entry]:
+        """Give queued and held recipients the address that the sender wrote."""
+        return await self._readdress(wanted, lambda one: one.rerouted())
+
+    async def _readdress(self, wanted: Filter, change: Callable[[Recipient], Recipient]) -> list[Entry]:
+        where, values = conditions(wanted)
+        now = self._now()
+        return await self._touch(lambda shard: shard.readdress(where, values, now, change))
+
     async def _change(self, verb: str, wanted: Filter) -> list[Entry]:
         where, values = conditions(wanted)
         now = self._now()
+        return await self._touch(lambda shard: shard.change(verb, where, values, now))
 
-        def change(shard: Shard) -> list[Entry]:
-            ids = shard.change(verb, where, values, now)
-            return [entry for id_ in ids for _, entry, _ in shard.entries("e.id = ?", [id_], 1)]
+    async def _touch(self, change: Callable[[Shard], Iterable[str]]) -> list[Entry]:
+        """Make a change that gives ids; gives the entries as they are after it."""
+
+        def touch(shard: Shard) -> list[Entry]:
+            return [entry for id_ in change(shard) for _, entry, _ in shard.entries("e.id = ?", [id_], 1)]
 
         await self._settle_fresh()
-        changed = await asyncio.shield(self._writer.submit(change))
+        changed = await asyncio.shield(self._writer.submit(touch))
         self._next = 0.0
         return changed
+
+    async def suspend(self, suspension: Suspension) -> None:
+        """Keep a suspension."""
+        await self._suspend(lambda named: named.update({suspension.name: suspension}))
+
+    async def resume(self, name: str) -> Suspension | None:
+        """Forget a suspension."""
+        gone = self._suspensions.read().get(name)
+        await self._suspend(lambda named: named.pop(name, None))
+        return gone
+
+    async def _suspend(self, change: Callable[[dict[str, Suspension]], object]) -> None:
+        try:
+            await asyncio.to_thread(self._suspensions.change, change)
+        except OSError as error:
+            raise translated(error) from error
+
+    async def suspended(self) -> list[Suspension]:
+        """Give the suspensions that run."""
+        now = self._now()
+        return [one for one in self._suspensions.read().values() if one.runs(now)]
 
     async def delete(self, wanted: Filter) -> list[Entry]:
         """Forget whole entries, without a bounce."""
@@ -279,10 +367,16 @@ class SqliteQueue(Queue):
         return await asyncio.shield(self._writer.submit(lambda shard: shard.take(where, values, limit)))
 
     async def stats(self) -> list[Stats]:
-        """Count recipients by domain and state."""
+        """Count recipients by domain, state and age."""
         await self._settle_fresh()
-        rows = await self._read(Shard.stats)
-        return [Stats(Address.decode(domain), state, count, oldest) for domain, state, count, oldest in rows]
+        now = self._now()
+        found: dict[tuple[str, str], Stats] = {}
+        for domain, state, column, count, oldest in await self._read(lambda shard: shard.stats(now)):
+            key = Address.decode(domain), state
+            row = found.get(key) or Stats(*key, 0, math.inf, [0] * (len(AGES) + 1))
+            ages = [*row.ages[:column], count, *row.ages[column + 1 :]]
+            found[key] = Stats(*key, row.recipients + count, min(row.oldest, oldest), ages)
+        return list(found.values())
 
     async def _settle_fresh(self) -> None:
         """Give what waits in memory back to the file, where people can see and change it."""
@@ -330,12 +424,26 @@ class SqliteQueue(Queue):
         """Give entries in order of id, without bodies."""
         where, values = conditions(wanted)
         await self._settle_fresh()
-        found = await self._read(lambda shard: shard.entries(where, values, limit, after))
-        return [entry for _, entry, _ in found]
+        found: list[Entry] = []
+        while len(found) < limit:
+            look = partial(_window, where, values, limit - len(found), after)
+            some, after = await self._read(look)
+            found += some
+            if not after:
+                break
+        return found
 
 
-def _add_recipients(seq: int, entry: Entry, some: Sequence[EntryRecipient], now: float, shard: Shard) -> None:
-    shard.add_recipients(seq, entry, some, now)
+def _add_recipients(
+    seq: int, entry: Entry, some: Sequence[EntryRecipient], now: float, restored: bool, shard: Shard
+) -> None:
+    shard.add_recipients(seq, entry, some, now, restored=restored)
+
+
+def _window(
+    where: str, values: Sequence[object], limit: int, after: str, shard: Shard
+) -> tuple[list[Entry], str]:
+    return shard.window(where, values, limit, after)
 
 
 def _held(busy: Mapping[str, int], entries: Sequence[Entry]) -> Mapping[str, int]:

@@ -8,7 +8,7 @@ import pytest
 from gateway.address import Address
 from gateway.envelope import EntryRecipient, Recipient, Route, new_id
 from gateway.message import FileBody, Spool
-from gateway.queue import MOVES, Filter, Finish
+from gateway.queue import MOVES, Filter, Finish, Snapshot
 
 BIG = b"x" * (300 * 1024)
 #: Who else may claim nothing.
@@ -390,3 +390,98 @@ async def test_concurrent_adds_are_all_there(store, entry, clock):
     )
     assert await store.list(Filter()) == []
     assert await store.next_due() is None
+
+
+async def test_a_restored_entry_is_as_it_was(store, entry, clock):
+    one = entry("a@x.example", "b@x.example", "c@x.example", "d@x.example", notes={"site": {"score": 5}})
+    first, second, third, fourth = one.recipients
+    first.attempts, first.due, first.report = 4, clock.time() + LATER, "busy\n"
+    first.route = Route("remote", "remote", "x.example")
+    second.state, second.due = "held", clock.time() - 100
+    third.state, third.report, third.status = "failed", "no\n", "5.1.1"
+    fourth.number = 7
+    assert await store.restore(Snapshot(one, 2, 12))
+    kept = await store.get(one.id)
+    assert kept == replace(one, message=kept.message)
+    assert bytes(kept.message) == bytes(one.message)
+    rest = await store.rest(one.id, [7])
+    assert (rest.open, rest.held, rest.delivered) == (1, 1, 2)
+    (released,) = await store.release(Filter(ids=[one.id]))
+    assert released.birth == one.birth + 100
+    found = await claim(store, clock.time())
+    assert [[r.number for r in taken.recipients] for taken in found] == [[1, 7]]
+    await store.split(found[0], 7, [EntryRecipient(0, Recipient.of("e@y.example"))])
+    assert [r.number for r in (await store.get(one.id)).recipients] == [0, 1, 2, 12]
+    await end(store, found[0], "delivered", 1)
+    for after in (clock.time(), clock.time() + LATER):
+        for taken in await claim(store, after):
+            await end(store, taken, "delivered")
+    assert await store.get(one.id) is None
+
+
+async def test_what_is_here_or_has_ended_is_not_restored(store, entry, clock):
+    here, ended, deleted, other = (entry() for _ in range(4))
+    for one in (here, ended, deleted):
+        await store.add(one)
+    await store.delete(Filter(ids=[deleted.id]))
+    taken = {one.id: one for one in await claim(store, clock.time())}
+    await end(store, taken[ended.id], "delivered")
+    assert await store.known([one.id for one in (here, ended, deleted, other)]) == {here.id, ended.id}
+    assert [await store.restore(Snapshot(one, 0, 1)) for one in (here, ended)] == [False, False]
+    assert await store.get(ended.id) is None
+    assert await store.restore(Snapshot(deleted, 0, 1))
+    clock.advance(7 * 86400.0 + 1)
+    assert await store.known([ended.id]) == set()
+    assert await store.restore(Snapshot(ended, 0, 1))
+
+
+async def test_big_and_wide_entries_are_restored(store, entry, clock):
+    big, wide = entry(), entry(*(f"r{i}@x{i % 7}.example" for i in range(2500)))
+    big.message = spooled(store, BIG)
+    assert await store.restore(Snapshot(big, 0, 1))
+    assert list(store.spool_folder.iterdir()) == []
+    assert bytes((await store.get(big.id)).message) == b"Subject: big\n\n" + BIG
+    wide.recipients[0].state = "held"
+    assert await store.restore(Snapshot(wide, 0, 2500))
+    taken = await claim(store, clock.time(), limit=5000, per_lane=5000)
+    assert sorted(len(one.recipients) for one in taken) == [1, 2499]
+
+
+def snapshots(store):
+    found = []
+    for view in store.views():
+        with view:
+            assert view.count() >= 0
+            found += view.snapshots()
+    return found
+
+
+async def test_a_view_shows_all_that_is_there(store, entry, clock):
+    one, big = entry("a@x.example", "b@x.example", "c@x.example", sender="\udcff@x.example"), entry()
+    big.message = spooled(store, BIG)
+    await store.add(one)
+    await store.add(big)
+    (taken,) = [found for found in await claim(store, clock.time()) if found.id == one.id]
+    await end(store, taken, "delivered", 0)
+    await end(store, taken, "failed", 1, report="no\n")
+    shown = {found.entry.id: found for found in snapshots(store)}
+    assert bytes(shown[big.id].entry.message) == b"Subject: big\n\n" + BIG
+    assert (shown[one.id].delivered, shown[one.id].numbers) == (1, 3)
+    assert shown[one.id].entry.sender == one.sender
+    assert [(r.number, r.state) for r in shown[one.id].entry.recipients] == [(1, "failed"), (2, "attempting")]
+    assert [r.state for r in (await store.get(one.id)).recipients] == ["failed", "attempting"]
+
+
+async def test_a_view_shows_what_was_born_from_what_ended_meanwhile(store, entry, clock):
+    parents = [entry() for _ in range(3)]
+    for one in parents:
+        await store.add(one)
+    (view,) = store.views()
+    with view:
+        shown = view.snapshots()
+        first = next(shown).entry.id
+        taken = [one for one in await claim(store, clock.time()) if one.id != first]
+        born = [entry(parent=one.id) for one in taken]
+        for one, birth in zip(taken, born, strict=True):
+            await end(store, one, "delivered", births=[birth])
+        assert {one.id for one in born} <= {found.entry.id for found in shown} | {first}
