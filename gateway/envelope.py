@@ -69,8 +69,11 @@ class Session:
     tls: str = ""
     #: The largest message that this client may send, 0 for any; None when the gateway's limit counts.
     message_size: int | None = None
-    #: The login, once authenticated.
+    #: Fingerprint (SHA-256) of the client's certificate, "" when it has shown none that is valid.
+    certificate: str = ""
+    #: The login, once authenticated, and the mechanism by which it was.
     user: str = ""
+    auth: str = ""
     #: The client is gone; nobody reads a reply any more.
     closed: bool = False
     #: What plugins keep: stem -> their own object; use `Plugin.state`.

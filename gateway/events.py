@@ -222,7 +222,7 @@ class LibraryLogged(Event):
 
 @event("session.opened")
 class SessionOpened(Event):
-    """A client has connected and `connect` let it in."""
+    """A client has connected, or a proxy has named the one that it speaks for."""
 
     protocol: str = ""
     #: The client's forward-confirmed name.
@@ -398,6 +398,8 @@ class MessageAccepted(Event):
     size: int = 0
     origin: str = ""
     helo: str = ""
+    #: The header field Message-ID, without `<>`.
+    message_id: str = ""
 
 
 @event("message.refused", "fate", "notice", once=True)
@@ -418,7 +420,7 @@ class MessageDiscarded(Event):
 
 @event("message.held", "fate", "notice")
 class MessageHeld(Event):
-    """A recipient of a queued message, or all, waits for a person."""
+    """A recipient of a queued message, or all, waits for a person: `plugin` said so, or `actor`."""
 
 
 @event("message.released", "fate", "notice")
@@ -429,6 +431,21 @@ class MessageReleased(Event):
 @event("message.retried", "fate", "notice")
 class MessageRetried(Event):
     """A person made recipients due at once."""
+
+
+@event("message.redirected", "fate", "warning")
+class MessageRedirected(Event):
+    """A person gave recipients another address; a bounce still names the one that the sender wrote."""
+
+    #: The new address.
+    to: str = ""
+    #: Those that the sender wrote.
+    recipients: tuple[str, ...] = ()
+
+
+@event("message.rerouted", "fate", "notice")
+class MessageRerouted(Event):
+    """A person had recipients rewritten and routed anew."""
 
 
 @event("message.deleted", "fate", "warning", once=True)
@@ -521,6 +538,23 @@ class DeliveryFailed(Event):
     status: str = ""
     text: str = ""
     seconds: float = 0.0
+
+
+@event("destination.suspended", severity="warning")
+class DestinationSuspended(Event):
+    """Mail for a destination waits, and no attempt is made, until it is resumed."""
+
+    #: A domain, or what a route calls its destination; may be a pattern.
+    destination: str = ""
+    #: When it ends by itself, seconds since the epoch; 0 when it does not.
+    until: float = 0.0
+
+
+@event("destination.resumed", severity="notice")
+class DestinationResumed(Event):
+    """A person let mail for a suspended destination go; it is due at once."""
+
+    destination: str = ""
 
 
 @event("queue.failed", "security", "critical")

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from gateway.envelope import (
         Account,
         Birth,
+        Credentials,
         Delivery,
         Entry,
         Failure,
         Outcome,
         Recipient,
         Route,
+        ScramKeys,
         Session,
         Transaction,
     )
@@ -110,6 +112,19 @@ class Stages:
     @_stage("decide", "go on")
     def helo(self, session: Session, name: str) -> Accept | Reject | Defer | Disconnect | None:
         """HELO, EHLO or LHLO was given; `session.helo` is set after this stage."""
+
+    @_stage("decide", "refuse 535 5.7.8", strict=True)
+    def authenticate(
+        self, session: Session, credentials: Credentials
+    ) -> Accept | Reject | Defer | Disconnect | None:
+        """A client has shown a login and its password, or has proved by SCRAM that it knows it.
+
+        Accept means that this is who it says; silence, that the login is not yours. Replaces checkpassword.
+        """
+
+    @_stage("provide", "no such login")
+    def scram_keys(self, session: Session, login: str) -> ScramKeys | None:
+        """Give what you keep in the place of a password; `authenticate` is asked after the proof."""
 
     @_stage("decide", "go on")
     def mail(self, transaction: Transaction) -> Decision | None:

@@ -17,7 +17,7 @@ from gateway.errors import QueueError, QueueFull
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
 from gateway.message import FileBody, Spool
-from gateway.queue.birth import accepted
+from gateway.queue.birth import described, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -38,6 +38,8 @@ R = TypeVar("R")
 _STRICTNESS = (Accept, Discard, Hold, Defer, Reject, Disconnect)
 _NO_RELAY = Reject("5.7.1", "relaying denied", reason="relay")
 _REFUSALS = (Reject, Defer, Disconnect)
+#: The reason of a plugin that gives none: it must not be mistaken for no Hold.
+_HELD = "held"
 
 
 class Reception:
@@ -69,12 +71,14 @@ class Reception:
         """Begin a session."""
         session = Session(new_id(), listener, protocol, client, local_ip)
         self._chains[session.id] = self._chain()
-        told: dict[str, Any] = {"protocol": protocol, "client_name": client.name, "client_port": client.port}
-        self._emit(session, events.SessionOpened(**about(session), **told))
         return session
 
     async def connect(self, session: Session) -> Decision | None:
-        """Count the session against its limits, and ask `connect`."""
+        """Count the session against its limits, and ask `connect`; again when a proxy names another."""
+        client = session.client
+        told: dict[str, Any] = {"client_name": client.name, "client_port": client.port}
+        self._emit(session, events.SessionOpened(**about(session), protocol=session.protocol, **told))
+        self._give_back(session)
         over = await self._over(session)
         if over is not None:
             return over
@@ -102,11 +106,12 @@ class Reception:
         """Begin a transaction and ask `mail`."""
         origin: Origin = "smtp"
         transaction = Transaction(new_id(), sender, origin, session, params=params)
-        decision = (await self.chain_of(session).ask(Stages.mail, transaction)).value
+        answer = await self.chain_of(session).ask(Stages.mail, transaction)
+        decision = answer.value
         if isinstance(decision, _REFUSALS):
             self._emit(session, events.SenderRefused(**about(session), **why(decision), sender=sender))
             return transaction, decision
-        mark(transaction, decision)
+        mark(transaction, decision, answer.plugin)
         self._emit(session, events.SenderAccepted(**about(session), message=transaction.id, sender=sender))
         return transaction, decision
 
@@ -128,18 +133,19 @@ class Reception:
         if isinstance(decision, _REFUSALS):
             self._emit(session, events.RecipientRefused(**told, **why(decision), sender=transaction.sender))
             return decision
-        record(transaction, recipient, decision)
+        record(transaction, recipient, decision, plugin)
         self._emit(session, events.RecipientAccepted(**told))
         return decision
 
     async def data(self, transaction: Transaction) -> Decision | None:
         """Ask `data`."""
         session = _session(transaction)
-        decision = (await self.chain_of(session).ask(Stages.data, transaction)).value
+        answer = await self.chain_of(session).ask(Stages.data, transaction)
+        decision = answer.value
         if isinstance(decision, _REFUSALS):
             self._refuse(transaction, decision)
         else:
-            mark(transaction, decision)
+            mark(transaction, decision, answer.plugin)
         return decision
 
     def spool(self, transaction: Transaction) -> Spool:
@@ -190,9 +196,9 @@ class Reception:
         if edited.failed:
             return message, FAULT
         message = edited.value or message
-        said = (await chain.ask(Stages.message, transaction, message)).value
-        decision = _one_decision(transaction, said)
-        mark(transaction, decision)
+        said = await chain.ask(Stages.message, transaction, message)
+        decision = _one_decision(transaction, said.value, said.plugin)
+        mark(transaction, decision, said.plugin)
         if transaction.discarded or all(one.discarded for one in transaction.recipients):
             reason = transaction.discarded or "no recipient is left"
             decision = decision if isinstance(decision, _REFUSALS) else Discard(reason)
@@ -223,8 +229,7 @@ class Reception:
         """The session is over."""
         session.closed = True
         chain = self._chains.pop(session.id, None)
-        for slot in self._slots.pop(session.id, ()):
-            self._spawn(self._counters.give(slot))
+        self._give_back(session)
         if chain is not None:
             chain.emit(events.SessionClosed(**about(session), reason=reason))
             chain.tell(Stages.disconnect, session)
@@ -240,6 +245,10 @@ class Reception:
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
         return task
+
+    def _give_back(self, session: Session) -> None:
+        for slot in self._slots.pop(session.id, ()):
+            self._spawn(self._counters.give(slot))
 
     async def _over(self, session: Session) -> Defer | None:
         """Take a slot of each limit on sessions; what is taken goes back at `disconnect`."""
@@ -270,7 +279,8 @@ class Reception:
             )
         else:
             point("reception.committed")
-            chain.emit(accepted(entry))
+            for event in told(entry):
+                chain.emit(event)
             chain.tell(Stages.queued, entry)
             point("reception.told")
             self._accepted()
@@ -282,8 +292,11 @@ class Reception:
     def _entry(self, transaction: Transaction, message: Message, wanted: Iterable[Recipient]) -> Entry:
         now = self._clock.time()
         session = transaction.session
+        if transaction.held:
+            why, who = transaction.held, transaction.held_by
+            wanted = [one if one.held else _held(one, why, who) for one in wanted]
         recipients = [
-            EntryRecipient(number, one, "held" if one.held or transaction.held else "queued", due=now)
+            EntryRecipient(number, one, "held" if one.held else "queued", due=now)
             for number, one in enumerate(wanted)
         ]
         return Entry(
@@ -295,7 +308,7 @@ class Reception:
             transaction.origin,
             transaction.parent,
             transaction.params,
-            {key: value for key, value in about(session).items() if value} if session else {},
+            {key: value for key, value in (about(session) | described(message.header)).items() if value},
             size=message.size,
         )
 
@@ -348,24 +361,32 @@ def _session(transaction: Transaction) -> Session:
     return transaction.session
 
 
-def mark(transaction: Transaction, decision: Decision | None) -> None:
+def mark(transaction: Transaction, decision: Decision | None, plugin: str = "") -> None:
     """Note on a transaction that it is held or discarded."""
-    if isinstance(decision, Hold):
-        transaction.held = transaction.held or decision.reason
+    if isinstance(decision, Hold) and not transaction.held:
+        transaction.held, transaction.held_by = decision.reason or _HELD, plugin
     elif isinstance(decision, Discard):
         transaction.discarded = transaction.discarded or decision.reason
 
 
-def record(transaction: Transaction, recipient: Recipient, decision: Decision | None) -> None:
+def record(
+    transaction: Transaction, recipient: Recipient, decision: Decision | None, plugin: str = ""
+) -> None:
     """Add a recipient that was not refused."""
     if isinstance(decision, Hold):
-        recipient = replace(recipient, held=decision.reason)
+        recipient = _held(recipient, decision.reason, plugin)
     elif isinstance(decision, Discard):
         recipient = replace(recipient, discarded=decision.reason)
     transaction.recipients.append(recipient)
 
 
-def _one_decision(transaction: Transaction, said: Decision | dict[Address, Decision] | None) -> Decision:
+def _held(recipient: Recipient, reason: str, plugin: str) -> Recipient:
+    return replace(recipient, held=reason or _HELD, held_by=plugin)
+
+
+def _one_decision(
+    transaction: Transaction, said: Decision | dict[Address, Decision] | None, plugin: str
+) -> Decision:
     """Make one decision of a map by recipient; Hold and Discard mark just their recipient."""
     if not isinstance(said, dict):
         return said or Accept()
@@ -373,7 +394,7 @@ def _one_decision(transaction: Transaction, said: Decision | dict[Address, Decis
     for i, recipient in enumerate(transaction.recipients):
         decision = said.get(recipient.address, Accept())
         if isinstance(decision, Hold):
-            transaction.recipients[i] = replace(recipient, held=decision.reason)
+            transaction.recipients[i] = _held(recipient, decision.reason, plugin)
         elif isinstance(decision, Discard):
             transaction.recipients[i] = replace(recipient, discarded=decision.reason)
         elif _STRICTNESS.index(type(decision)) > _STRICTNESS.index(type(strictest)):

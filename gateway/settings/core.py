@@ -36,12 +36,6 @@ def _mail_address(text: str) -> str:
     return text
 
 
-def _one_worker(value: Any) -> Any:
-    if isinstance(value, int) and value > 1:
-        raise ValueError("more than one worker is for a later version: write auto or 1")
-    return value
-
-
 def _known_protocol(value: Any) -> Any:
     if value in _LATER:
         raise ValueError(f"{value} is for a later version: smtp, submission and milter are served now")
@@ -71,8 +65,8 @@ class Gateway(Block):
     hostname: HostName = Field(default_factory=_machine_name)
     #: The folder of the queue, the journal and all other state.
     state: ConfigPath = Path("var")
-    #: Processes that serve mail; `auto` is one for now.
-    workers: Annotated[Literal["auto", 1], BeforeValidator(_one_worker)] = "auto"
+    #: Processes that serve mail; `auto` is one for each core.
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
     #: The user to become when started as root.
     user: str = ""
     #: What stands in the banner, and in the replies to HELO and EHLO; its first word should be a host name.
@@ -147,6 +141,8 @@ class Limits(Block):
     hops: int = Field(default=100, gt=0)
     #: Commands in one session that are unknown or malformed; then 421 and the end.
     bad_commands: int = Field(default=20, gt=0)
+    #: Failed logins of one client address in ten minutes; then its logins are told 421 unseen.
+    auth_failures: int = Field(default=20, gt=0)
     #: How long a client may be silent, for each read and each write; then 421 and the end.
     idle: Duration = Field(default=300.0, gt=0)
     #: How long one session may last; then its next command is told 421.

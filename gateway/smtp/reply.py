@@ -62,6 +62,7 @@ _MESSAGE = {"5": 554, "5.3.4": 552, "4": 451, "4.3.1": 452}
 _CODES = {
     "connect": _DOOR,
     "helo": _DOOR,
+    "authenticate": {"5": 535, "4": 454},
     "mail": _ADDRESS,
     "rcpt": _ADDRESS,
     "data": _ENVELOPE,
@@ -90,6 +91,8 @@ RESET = Reply(250, "2.0.0", "flushed")
 SENDER_OK = Reply(250, "2.1.0", "sender ok")
 RECIPIENT_OK = Reply(250, "2.1.5", "recipient ok")
 GO_AHEAD = Reply(354, "", "go ahead, end with <CRLF>.<CRLF>")
+AUTHENTICATED = Reply(235, "2.7.0", "authenticated")
+BEGIN_TLS = Reply(220, "2.0.0", "begin TLS")
 GOODBYE = Reply(221, "2.0.0", "goodbye")
 HELP = Reply(214, "2.0.0", "HELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT")
 CANNOT_VERIFY = Reply(252, "2.0.0", "cannot verify, but will take mail for it")
@@ -106,7 +109,16 @@ TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "too many recipients")
 UNKNOWN_COMMAND = Reply(500, "5.5.1", "command not recognised")
 LINE_TOO_LONG = Reply(500, "5.5.2", "line too long")
 MALFORMED_LINE = Reply(500, "5.5.2", "a line ends with CRLF and holds no other CR, LF or NUL")
+BAD_RESPONSE = Reply(501, "5.5.2", "not a response of this mechanism")
+AUTH_CANCELLED = Reply(501, "5.7.0", "authentication cancelled")
+UNKNOWN_MECHANISM = Reply(504, "5.5.4", "mechanism not offered")
+AUTH_TWICE = Reply(503, "5.5.1", "already authenticated")
+TLS_TWICE = Reply(503, "5.5.1", "TLS is up already")
+NOT_ALONE = Reply(554, "5.5.1", "nothing may follow STARTTLS before its reply")
 NOT_IMPLEMENTED = Reply(502, "5.5.1", "command not implemented")
+AUTH_NEEDS_TLS = Reply(538, "5.7.11", "a password needs TLS: say STARTTLS first")
+NEEDS_TLS = Reply(530, "5.7.0", "say STARTTLS first")
+NEEDS_AUTH = Reply(530, "5.7.0", "authenticate first")
 NO_HELO = Reply(503, "5.5.1", "say HELO or EHLO first")
 NO_MAIL = Reply(503, "5.5.1", "say MAIL first")
 NO_RECIPIENT = Reply(503, "5.5.1", "no valid recipients")

@@ -14,8 +14,9 @@ import pytest
 from gateway.decision import Accept, Reject
 from gateway.envelope import Recipient, Session, Transaction, new_id
 from gateway.message import Spool
-from gateway.settings import Limits, Listener
+from gateway.settings import Limits, Listener, Tls
 from gateway.smtp import Server
+from gateway.smtp.tls import Certificates
 
 ENVELOPE = b"EHLO c\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n"
 PATIENCE = 10
@@ -95,7 +96,7 @@ async def serve(reception):
 
     async def start(**limits):
         loop = asyncio.get_running_loop()
-        server = Server(reception, Limits(**limits), "mx.example.org", MX, loop)
+        server = Server(reception, Limits(**limits), "mx.example.org", MX, loop, None, Certificates(Tls()))
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         server.address = sock.getsockname()

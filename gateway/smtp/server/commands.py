@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from gateway.smtp import reply as replies
 from gateway.smtp.parameters import Refused
 from gateway.smtp.reply import Reply
+from gateway.smtp.server.auth import auth, mechanisms
 from gateway.smtp.server.connection import Command
 from gateway.smtp.server.content import data
+from gateway.smtp.server.proxy import ATTRIBUTES, trusted, xclient
+from gateway.smtp.server.tls import offered, starttls
 from gateway.smtp.server.transaction import mail, rcpt
 
 if TYPE_CHECKING:
@@ -38,6 +41,12 @@ def extensions(connection: Connection) -> Iterator[str]:
     yield "8BITMIME"
     yield "ENHANCEDSTATUSCODES"
     yield "SMTPUTF8"
+    if offered(connection):
+        yield "STARTTLS"
+    if found := mechanisms(connection):
+        yield f"AUTH {' '.join(found)}"
+    if trusted(connection, connection.server.listener.xclient):
+        yield f"XCLIENT {' '.join(ATTRIBUTES)}"
 
 
 async def _hello(connection: Connection, name: str, accepted: Reply, *, extended: bool) -> Reply:
@@ -77,7 +86,7 @@ async def _not_implemented(_: Connection, __: str) -> Reply:
 COMMANDS = {
     b"HELO": Command("", True, helo),
     b"EHLO": Command("", True, ehlo),
-    b"MAIL": Command("helo", True, mail),
+    b"MAIL": Command("client", True, mail),
     b"RCPT": Command("mail", True, rcpt),
     b"DATA": Command("mail", False, data),
     b"RSET": Command("", False, rset),
@@ -88,6 +97,7 @@ COMMANDS = {
     b"EXPN": Command("", None, _not_implemented),
     b"ETRN": Command("", None, _not_implemented),
     b"TURN": Command("", None, _not_implemented),
-    b"AUTH": Command("", None, _not_implemented),
-    b"STARTTLS": Command("", None, _not_implemented),
+    b"AUTH": Command("helo", True, auth),
+    b"STARTTLS": Command("", False, starttls),
+    b"XCLIENT": Command("", True, xclient),
 }

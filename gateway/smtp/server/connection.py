@@ -16,7 +16,9 @@ from gateway.smtp import reply as replies
 from gateway.smtp.framing import BadLine
 from gateway.smtp.parameters import Refused
 from gateway.smtp.reply import Reply, answer, closes
+from gateway.smtp.server import tls
 from gateway.smtp.server.frame import Frame, Gone
+from gateway.smtp.server.proxy import read_header, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,11 +37,13 @@ _log = structlog.get_logger("gateway.smtp")
 class Command(NamedTuple):
     """One row of the command table: what must have been said before, the argument, and what it does."""
 
-    #: "" nothing, "helo" a greeting, "mail" a transaction.
+    #: "" nothing, "helo" a greeting, "client" also the TLS and AUTH that the listener demands, "mail" a
+    #: transaction.
     needs: str
     #: Whether there must be one; None when it does not count.
     argument: bool | None
-    act: Callable[[Connection, str], Awaitable[Reply]]
+    #: It gives no reply when it has said all itself.
+    act: Callable[[Connection, str], Awaitable[Reply | None]]
 
 
 class Connection(Frame):
@@ -55,24 +59,38 @@ class Connection(Frame):
 
     async def converse(self) -> None:
         """Greet, then do command after command."""
-        greeting = await self._try("connect", self._greet())
-        if greeting.refused and not self.reason:
+        await self._begin()
+        greeting = await self._try("connect", self.greet())
+        if greeting is None or (greeting.refused and not self.reason):
             # The plugins could not be asked: nobody gets past them.
             greeting, self.reason = replies.NOT_READY, "error"
         self.say(greeting)
         while not self.reason:
-            self.say(await self._obey(await self.line()))
+            reply = await self._obey(await self.line())
+            if reply is not None:
+                self.say(reply)
 
     def over(self) -> None:
         """End the transaction and the session."""
         self.reset()
         self.reception.disconnect(self.session, self.reason or "lost")
 
-    async def _greet(self) -> Reply:
+    async def _begin(self) -> None:
+        """Come to the client's own first word: a proxy's header and TLS may stand before it. Raises Gone."""
+        listener = self.server.listener
+        if trusted(self, listener.proxy):
+            await read_header(self)
+        if listener.tls == "implicit":
+            await tls.begin(self)
+        elif listener.proxy:
+            self.resume()
+
+    async def greet(self) -> Reply:
+        """Ask `connect`, and say who we are."""
         banner = Reply(220, "", f"{self.server.greeting} ESMTP")
         return self.reply(await self.reception.connect(self.session), "connect", banner)
 
-    async def _obey(self, line: bytes | BadLine) -> Reply:
+    async def _obey(self, line: bytes | BadLine) -> Reply | None:
         if isinstance(line, BadLine):
             reply = _BAD_LINES[line] if self.strict else replies.NOT_IMPLEMENTED
             return self.refuse("command", reply, line.value)
@@ -95,11 +113,22 @@ class Connection(Frame):
             return replies.NO_HELO, "sequence"
         if command.needs == "mail" and self.transaction is None:
             return replies.NO_MAIL, "sequence"
+        if command.needs == "client" and (wanting := self._wanting()):
+            return wanting
         if self.strict and command.argument is not None and command.argument != bool(argument):
             return (replies.NEEDS_ARGUMENT if command.argument else replies.NO_ARGUMENT), "syntax"
         return None
 
-    async def _try(self, stage: str, act: Awaitable[Reply]) -> Reply:
+    def _wanting(self) -> tuple[Reply, str] | None:
+        """Say what the listener demands before MAIL and does not have yet."""
+        listener, session = self.server.listener, self.session
+        if listener.tls == "required" and not session.tls:
+            return replies.NEEDS_TLS, "tls"
+        if listener.auth == "required" and not session.user:
+            return replies.NEEDS_AUTH, "auth"
+        return None
+
+    async def _try(self, stage: str, act: Awaitable[Reply | None]) -> Reply | None:
         """Run a command; whatever it raises, the client hears a plain reply and the log the rest."""
         try:
             return await act

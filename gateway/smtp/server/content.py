@@ -1,92 +1,188 @@
-"""The content: DATA."""
+"""The content, by DATA or BDAT: on its way into the spool, and the reply that takes the duty to deliver."""
 
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import structlog
 
 from gateway.errors import MessageTooBig
 from gateway.smtp import reply as replies
-from gateway.smtp.framing import Content
+from gateway.smtp.framing import Chunks, Content
 from gateway.smtp.parameters import Refused
 from gateway.smtp.reply import Reply
 from gateway.smtp.server.connection import storage_fault
 
 if TYPE_CHECKING:
+    from gateway.decision import Decision
     from gateway.envelope import Transaction
     from gateway.message import Spool
+    from gateway.smtp.framing import Text
     from gateway.smtp.server.connection import Connection
 
+#: RFC 3030 section 2; twenty digits are more octets than there are.
+_BDAT = re.compile(r"([0-9]{1,20})( +LAST)?", re.IGNORECASE)
 _log = structlog.get_logger("gateway.smtp")
 
 
+class Incoming:
+    """One message as it comes. What is wrong with it is told at its end, so that the client stays in step."""
+
+    def __init__(self, connection: Connection, text: Text) -> None:
+        self.text = text
+        self.spool: Spool = connection.reception.spool(connection.begun())
+        # RFC 1870 counts what is on the wire; the spool has the limit, too, and counts what it stores.
+        self._room = (connection.message_size() if connection.strict else 0) or math.inf
+        self._hops = connection.limits.hops
+        self._fault: tuple[Reply, str] | None = None
+
+    def store(self, text: bytes) -> None:
+        """Write to the spool while nothing is wrong."""
+        if not text or self._fault or self.text.octets > self._room:
+            return
+        try:
+            self.spool.write(text)
+        except MessageTooBig:
+            self._fault = replies.TOO_BIG, "message_size"
+        except OSError as error:
+            _log.warning("smtp.spool_failed", error=str(error))
+            self._fault = storage_fault(error), "storage"
+
+    def refusal(self) -> tuple[Reply, str] | None:
+        """Give what is wrong with what has come so far."""
+        if self.text.malformed:
+            return replies.MALFORMED_MESSAGE, "malformed"
+        if self.text.hops >= self._hops:
+            return replies.TOO_MANY_HOPS, "hops"
+        return (replies.TOO_BIG, "message_size") if self.text.octets > self._room else self._fault
+
+
 async def data(connection: Connection, _: str) -> Reply:
-    """Take a message."""
-    transaction = connection.begun()
+    """Take a message that ends with a dot."""
+    if connection.incoming:
+        raise Refused(replies.CHUNKS_BEGUN, "sequence")
     if not connection.recipients:
         raise Refused(replies.NO_RECIPIENT, "sequence")
     try:
-        reply = await _take(connection, transaction)
-        if not reply.refused:
-            connection.transaction = None
-        return reply
+        refusal = await _ask(connection)
+        if refusal is not None:
+            return refusal
+        content = Content(normalise=_normalises(connection))
+        incoming = connection.incoming = Incoming(connection, content)
+        connection.say(replies.GO_AHEAD)
+        await _until_the_dot(connection, incoming, content)
+        return await _end(connection, incoming)
     finally:
         connection.reset()
 
 
-async def _take(connection: Connection, transaction: Transaction) -> Reply:
-    """Take the content, and with it the duty to deliver."""
-    reply = connection.reply(await connection.reception.data(transaction), "data", replies.GO_AHEAD)
-    if reply.refused:
-        return reply
-    spool = connection.reception.spool(transaction)
+async def bdat(connection: Connection, argument: str) -> Reply:
+    """Take a chunk, the last one or another (RFC 3030). Whatever is refused is read first."""
+    match = _BDAT.fullmatch(argument)
+    if match is None:
+        # What follows cannot be told from commands any more.
+        connection.reason = "disconnected"
+        raise Refused(replies.BAD_CHUNK, "syntax")
+    size, last = int(match[1]), bool(match[2])
     try:
-        connection.say(reply)
-        refusal = await _receive(connection, spool)
+        refusal = await _begin_chunks(connection)
+    except Exception:
+        await _pour(connection, None, size)
+        connection.reset()
+        raise
+    incoming = connection.incoming
+    await _pour(connection, incoming, size)
+    if refusal is not None or incoming is None:
+        connection.reset()
+        return refusal or replies.NO_MAIL
+    return await _chunk_ended(connection, incoming, size, last=last)
+
+
+async def _begin_chunks(connection: Connection) -> Reply | None:
+    """Make ready for the first chunk; give the refusal of a policy."""
+    connection.begun()
+    if not connection.recipients:
+        raise Refused(replies.NO_RECIPIENT, "sequence")
+    if connection.incoming is None:
+        refusal = await _ask(connection)
         if refusal is not None:
-            return connection.refuse("message", *refusal)
-        message = spool.finish()
+            return refusal
+        connection.incoming = Incoming(connection, Chunks(normalise=_normalises(connection)))
+    return None
+
+
+async def _chunk_ended(connection: Connection, incoming: Incoming, size: int, *, last: bool) -> Reply:
+    chunks = incoming.text
+    if last and isinstance(chunks, Chunks):
+        incoming.store(chunks.finish())
+    refusal = incoming.refusal()
+    if not last and refusal is None:
+        return Reply(250, "2.0.0", f"{size} octets taken")
+    try:
+        # In the middle of a message there is one reply even by LMTP (RFC 2033 section 4.2).
+        return await _end(connection, incoming) if last else _refused(connection, refusal)
     finally:
-        spool.discard()
-    decision = await connection.reception.message(transaction, message)
-    return connection.reply(decision, "message", Reply(250, "2.0.0", f"queued as {transaction.id}"))
+        connection.reset()
 
 
-async def _receive(connection: Connection, spool: Spool) -> tuple[Reply, str] | None:
-    """Read to the end of the content, in bounded memory whatever comes; give what is wrong with it."""
-    limits = connection.limits
-    content = Content(normalise=limits.bare_newlines == "normalise")
-    # RFC 1870 counts what is on the wire; the spool has the limit, too, and counts what it stores.
-    room = (connection.message_size() if connection.strict else 0) or math.inf
-    fault, block = None, connection.lines.rest()
+async def _ask(connection: Connection) -> Reply | None:
+    """Ask the stage `data`; give its refusal."""
+    decision = await connection.reception.data(connection.begun())
+    reply = connection.reply(decision, "data", replies.GO_AHEAD)
+    return reply if reply.refused else None
+
+
+def _normalises(connection: Connection) -> bool:
+    return connection.limits.bare_newlines == "normalise"
+
+
+async def _until_the_dot(connection: Connection, incoming: Incoming, content: Content) -> None:
+    """Read to the end of the content, in bounded memory whatever comes."""
+    block = connection.lines.rest()
     connection.in_message = True
     try:
         while True:
-            text = content.feed(block)
-            if text and not fault and content.octets <= room:
-                fault = _store(spool, text)
+            incoming.store(content.feed(block))
             if content.ended:
                 break
             block = await connection.read()
     finally:
         connection.in_message = False
     connection.lines.feed(content.rest)
-    if content.malformed:
-        return replies.MALFORMED_MESSAGE, "malformed"
-    if content.hops >= limits.hops:
-        return replies.TOO_MANY_HOPS, "hops"
-    return (replies.TOO_BIG, "message_size") if content.octets > room else fault
 
 
-def _store(spool: Spool, text: bytes) -> tuple[Reply, str] | None:
-    """Write to the spool; give what went wrong, so that the rest of the content can be read first."""
+async def _pour(connection: Connection, incoming: Incoming | None, size: int) -> None:
+    """Read so many octets, not one more or less; without `incoming` they are dropped."""
+    chunks = incoming.text if incoming else None
+    connection.in_message = True
     try:
-        spool.write(text)
-    except MessageTooBig:
-        return replies.TOO_BIG, "message_size"
-    except OSError as error:
-        _log.warning("smtp.spool_failed", error=str(error))
-        return storage_fault(error), "storage"
-    return None
+        while size:
+            block = connection.lines.some(size)
+            if not block:
+                connection.lines.feed(await connection.read())
+                continue
+            size -= len(block)
+            if incoming and isinstance(chunks, Chunks):
+                incoming.store(chunks.feed(block))
+    finally:
+        connection.in_message = False
+
+
+async def _end(connection: Connection, incoming: Incoming) -> Reply:
+    """Answer for the whole message: a refusal, or the duty to deliver."""
+    transaction = connection.begun()
+    refusal = incoming.refusal()
+    if refusal is not None:
+        return _for_each(connection, _refused(connection, refusal))
+    message = incoming.spool.finish()
+    taken = Reply(250, "2.0.0", f"queued as {transaction.id}")
+    if connection.session.protocol == "lmtp":
+        decisions = await connection.reception.message_for_each(transaction, message)
+        said = [connection.reply(one, "message", taken) for one in decisions]
+    else:
+        said = [connection.reply(await connection.reception.message(transaction, message), "message", taken)]
+    if not all(one.refused for one in said):
+        connection.transaction = None
+    return _all_but_last(connection, said)

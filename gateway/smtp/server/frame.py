@@ -15,6 +15,8 @@ from gateway.smtp import reply as replies
 from gateway.smtp.framing import CommandLines
 
 if TYPE_CHECKING:
+    import ssl
+
     from gateway.envelope import Session
     from gateway.smtp.framing import BadLine
     from gateway.smtp.reply import Reply
@@ -75,7 +77,12 @@ class Frame(SMTP):
         server, client = self.server, _socket_name(transport, "peername")
         here, _ = _socket_name(transport, "sockname")
         listener = server.listener
+        #: The address at the other end; a proxy's, where the session's client is another.
+        self.peer = client[0]
         self.session = self.reception.open(listener.name, listener.protocol, Client(*client), here)
+        if listener.tls == "implicit" or listener.proxy:
+            # What comes first is not for the reader of lines.
+            self._pause()
         server.connections.add(self)
         if server.closing:
             self.dismiss(replies.SHUTTING_DOWN, "shutdown")
@@ -90,9 +97,9 @@ class Frame(SMTP):
         self.session.closed = True
 
     def eof_received(self) -> bool:
-        """Note that the client sends no more; it may still wait for replies."""
+        """Note that the client sends no more; it may still wait for replies, which TLS does not allow."""
         self._reader.feed_eof()
-        return True
+        return not self._over_ssl
 
     # The conversation
 
@@ -159,6 +166,36 @@ class Frame(SMTP):
         if not data:
             raise Gone
         return data
+
+    def ahead(self) -> bool:
+        """Stop to read, and say whether the client has sent more than what was answered."""
+        self._pause()
+        return bool(self.lines.rest() or self._reader._buffer)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    async def start_tls(self, context: ssl.SSLContext, seconds: float) -> ssl.SSLObject:
+        """Send what was said, then shake hands; nothing may be `ahead`. Raises OSError, ssl.SSLError."""
+        self._pause()
+        self._writer.write(bytes(self._replies))
+        self._replies.clear()
+        transport = await self.loop.start_tls(
+            self._writer.transport, self, context, server_side=True, ssl_handshake_timeout=seconds
+        )
+        if transport is None:
+            raise ConnectionResetError
+        self.transport = self._reader._transport = transport  # type: ignore[attr-defined]  # noqa: SLF001
+        self._writer = asyncio.StreamWriter(transport, self, self._reader, self.loop)
+        self._over_ssl = True
+        link: ssl.SSLObject = transport.get_extra_info("ssl_object")
+        return link
+
+    def resume(self) -> None:
+        """Read on, where nothing but the client's own words is to come."""
+        if not self.session.closed:
+            self._writer.transport.resume_reading()  # type: ignore[attr-defined]
+
+    def _pause(self) -> None:
+        if not self.session.closed:
+            self._writer.transport.pause_reading()  # type: ignore[attr-defined]
 
     def _interrupt(self) -> None:
         """Wake the task out of its wait for the client."""

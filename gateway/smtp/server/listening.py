@@ -10,9 +10,11 @@ from gateway.smtp.server.commands import COMMANDS
 from gateway.smtp.server.connection import Connection
 
 if TYPE_CHECKING:
+    from gateway.login import Login
     from gateway.reception import Reception
     from gateway.settings import Limits, Listener
     from gateway.smtp.server.frame import Frame
+    from gateway.smtp.tls import Certificates
 
 
 class Server:
@@ -25,8 +27,12 @@ class Server:
         greeting: str,
         listener: Listener,
         loop: asyncio.AbstractEventLoop,
+        login: Login,
+        certificates: Certificates,
     ) -> None:
         self.reception = reception
+        self.login = login
+        self.certificates = certificates
         self.limits = limits
         #: Our name, and what a site wants said behind it.
         self.greeting = greeting

@@ -1,0 +1,161 @@
+"""Who a client is when another host speaks for it: the PROXY protocol, version 1 and 2, and XCLIENT.
+
+Both count from hosts that the listener names, and from nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import re
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from aiosmtpd.proxy_protocol import V2_CMD, V2_SIGNATURE, get_proxy
+
+from gateway.envelope import Client
+from gateway.smtp import reply as replies
+from gateway.smtp.parameters import Refused
+from gateway.smtp.server.frame import Gone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.settings.units import Network
+    from gateway.smtp.reply import Reply
+    from gateway.smtp.server.connection import Connection
+
+#: The specification's longest first version, and what a second may carry besides addresses.
+_LONGEST_V1, _LONGEST_V2 = 107, 4096
+_WAIT = 10.0
+#: Attributes of XCLIENT that mean something here.
+ATTRIBUTES = ("NAME", "ADDR", "PORT", "HELO", "LOGIN", "PROTO", "DESTADDR", "DESTPORT")
+_UNKNOWN = {"[UNAVAILABLE]", "[TEMPUNAVAIL]"}
+
+
+def trusted(connection: Connection, networks: Iterable[Network]) -> bool:
+    """Whether the host at the other end is one of these."""
+    try:
+        ip = ipaddress.ip_address(connection.peer)
+    except ValueError:
+        return False
+    return any(ip in network for network in networks)
+
+
+async def read_header(connection: Connection) -> None:
+    """Read whom a proxy speaks for, and nothing behind it. Raises Gone for what is no header.
+
+    The connection must be paused: TLS may follow at once, and its bytes are not ours to read.
+    """
+    link = socket.socket(fileno=os.dup(connection.transport.get_extra_info("socket").fileno()))
+    with link, contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_WAIT):
+            header = await _take(link, connection.loop)
+        reader = asyncio.StreamReader()
+        reader.feed_data(header)
+        reader.feed_eof()
+        found = await get_proxy(reader)
+        if found.valid:
+            if found.command != V2_CMD.LOCAL and found.src_addr is not None:
+                connection.session.client = Client(str(found.src_addr), found.src_port or 0)
+                connection.session.local_ip = str(found.dst_addr)
+            return
+    connection.reason = "proxy"
+    raise Gone
+
+
+async def _take(link: socket.socket, loop: asyncio.AbstractEventLoop) -> bytes:
+    """Take the header off the socket, exactly; all but the rest of it is only looked at."""
+    length, seen = 0, b""
+    while not length:
+        former = len(seen)
+        await _readable(link, loop)
+        seen = link.recv(_LONGEST_V2, socket.MSG_PEEK)
+        if len(seen) == former:
+            # More is to come and the socket is readable all the time; the timer ends this wait.
+            await asyncio.sleep(0.01)
+        length = _length(seen)
+    return link.recv(length)
+
+
+async def _readable(link: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    ready = loop.create_future()
+    loop.add_reader(link, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(link)
+
+
+def _length(seen: bytes) -> int:
+    """Give the length of the header that begins so, 0 while it cannot be told. Raises OSError."""
+    if not seen:
+        raise ConnectionResetError
+    if V2_SIGNATURE[: len(seen)] == seen[: len(V2_SIGNATURE)]:
+        if len(seen) < 16:  # noqa: PLR2004 the fixed part
+            return 0
+        length = 16 + struct.unpack_from(">H", seen, 14)[0]
+        if length > _LONGEST_V2:
+            raise ConnectionAbortedError
+        return length if len(seen) >= length else 0
+    if not seen.startswith(b"PROXY "[: len(seen)]):
+        raise ConnectionAbortedError
+    end = seen.find(b"\r\n")
+    if end < 0 and len(seen) >= _LONGEST_V1:
+        raise ConnectionAbortedError
+    return end + 2 if end >= 0 else 0
+
+
+async def xclient(connection: Connection, argument: str) -> Reply:
+    """Take another host's word for who the client is, and begin anew (Postfix, XCLIENT_README)."""
+    if not trusted(connection, connection.server.listener.xclient):
+        raise Refused(replies.NOT_IMPLEMENTED, "not_implemented")
+    if connection.transaction is not None:
+        raise Refused(replies.NESTED_MAIL, "sequence")
+    given = _attributes(argument)
+    session = connection.session
+    was = session.client
+    session.client = Client(
+        given.get("ADDR", was.ip), int(given.get("PORT", was.port) or 0), given.get("NAME", was.name)
+    )
+    session.local_ip = given.get("DESTADDR", session.local_ip)
+    session.user = given.get("LOGIN", session.user)
+    session.helo, session.extended = "", False
+    reply = await connection.greet()
+    session.helo = given.get("HELO", "") if not reply.refused else ""
+    return reply
+
+
+def _attributes(argument: str) -> dict[str, str]:
+    """Read `NAME=value ...`. Raises Refused."""
+    found: dict[str, str] = {}
+    for word in argument.split():
+        name, equals, value = word.partition("=")
+        name = name.upper()
+        if not equals or name not in ATTRIBUTES:
+            raise Refused(replies.UNKNOWN_PARAMETER, "syntax")
+        found[name] = "" if value.upper() in _UNKNOWN else _value(name, _xtext(value))
+    return found
+
+
+def _value(name: str, value: str) -> str:
+    """Check a value. Raises Refused."""
+    if name in ("ADDR", "DESTADDR"):
+        try:
+            return str(ipaddress.ip_address(re.sub("(?i)^ipv6:", "", value)))
+        except ValueError:
+            raise Refused(replies.BAD_PARAMETER, "syntax") from None
+    if name in ("PORT", "DESTPORT") and not re.fullmatch("[0-9]{1,5}", value):
+        raise Refused(replies.BAD_PARAMETER, "syntax")
+    return value
+
+
+def _xtext(value: str) -> str:
+    """Undo RFC 3461 section 4. Raises Refused."""
+    text = re.sub(r"\+([0-9A-F]{2})", lambda hit: chr(int(hit[1], 16)), value)
+    if not text.isprintable():
+        raise Refused(replies.BAD_PARAMETER, "syntax")
+    return text
