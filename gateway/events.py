@@ -512,6 +512,8 @@ class DeliveryDelivered(Event):
     text: str = ""
     #: How long the attempt took.
     seconds: float = 0.0
+    #: Ids of the messages that it gave birth to (forwards, list posts), stored with this end.
+    births: tuple[str, ...] = ()
 
 
 @event("delivery.deferred", "fate", "notice", once=True)
@@ -562,6 +564,42 @@ class QueueFailed(Event):
     """The store cannot take mail; clients hear 4xx, and what it holds is safe."""
 
     error: str = ""
+
+
+@event("queue.backup", severity="notice")
+class QueueBackup(Event):
+    """A backup of the queue is whole on the disk; `error` says why there is none."""
+
+    file: str = ""
+    #: How many messages it holds.
+    messages: int = 0
+    #: In bytes.
+    size: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+@event("queue.restored", "security", "warning")
+class QueueRestored(Event):
+    """Messages were put into the queue from an archive, or from files."""
+
+    file: str = ""
+    #: How many messages were added,
+    messages: int = 0
+    #: were here or had ended here before, so were not added,
+    known: int = 0
+    #: and were left out since the journal knows the end of all their recipients.
+    delivered: int = 0
+
+
+@event("queue.adopted", "security", "warning")
+class QueueAdopted(Event):
+    """The messages that a dead gateway had left in a folder are ours."""
+
+    folder: str = ""
+    messages: int = 0
+    #: How many were here or had ended here before.
+    known: int = 0
 
 
 @event("events.dropped", "security", "error")

@@ -134,7 +134,7 @@ class Attempt:
         self, one: EntryRecipient, outcome: Outcome, ended: Ended, reason: str
     ) -> EntryRecipient:
         """Give the recipient as it is after the attempt, with its events and births beside it."""
-        told = ended.told
+        told, before = ended.told, len(ended.births)
         if outcome.result == "delivered" and outcome.births:
             outcome = await self._with_births(outcome, ended)
             point("attempt.births")
@@ -143,7 +143,8 @@ class Attempt:
         about = self._told(one, outcome, reason)
         if outcome.result == "delivered":
             after.state = "delivered"
-            told.append(events.DeliveryDelivered(**about))
+            births = tuple(birth.id for birth in ended.births[before:])
+            told.append(events.DeliveryDelivered(**about, births=births))
         elif outcome.result == "failed":
             after.state = "failed"
             told.append(events.DeliveryFailed(**about))
