@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gateway import controls as controls
     from gateway import events as events
+    from gateway import passwords as passwords
     from gateway.address import Address as Address
     from gateway.address import lower as lower
     from gateway.address import quote_local_part as quote_local_part
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.envelope import Account as Account
     from gateway.envelope import Birth as Birth
     from gateway.envelope import Client as Client
+    from gateway.envelope import Credentials as Credentials
     from gateway.envelope import Delivery as Delivery
     from gateway.envelope import Entry as Entry
     from gateway.envelope import EntryRecipient as EntryRecipient
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.envelope import Outcome as Outcome
     from gateway.envelope import Recipient as Recipient
     from gateway.envelope import Route as Route
+    from gateway.envelope import ScramKeys as ScramKeys
     from gateway.envelope import Session as Session
     from gateway.envelope import Transaction as Transaction
     from gateway.envelope import first_id as first_id
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from gateway.errors import MilterError as MilterError
     from gateway.errors import Place as Place
     from gateway.errors import Problem as Problem
+    from gateway.errors import TlsFailed as TlsFailed
+    from gateway.errors import Unreachable as Unreachable
     from gateway.faultpoint import point as point
     from gateway.hookspecs import Stages as Stages
     from gateway.hookspecs import hookimpl as hookimpl
@@ -56,8 +61,11 @@ if TYPE_CHECKING:
     from gateway.plugin import Site as Site
     from gateway.routing import resolve as resolve
     from gateway.services import Dns as Dns
+    from gateway.services import Exchangers as Exchangers
+    from gateway.services import Located as Located
     from gateway.services import a_label as a_label
     from gateway.services import is_ip as is_ip
+    from gateway.settings.options import Block as Block
     from gateway.settings.units import Duration as Duration
     from gateway.settings.units import Endpoint as Endpoint
     from gateway.settings.units import Network as Network
@@ -70,9 +78,11 @@ _HOME = {
     "Account": "envelope",
     "Address": "address",
     "Birth": "envelope",
+    "Block": "settings.options",
     "Client": "envelope",
     "ConfigError": "errors",
     "Context": "plugin",
+    "Credentials": "envelope",
     "Decision": "decision",
     "Defer": "decision",
     "Delivery": "envelope",
@@ -86,10 +96,12 @@ _HOME = {
     "Endpoint": "settings.units",
     "Entry": "envelope",
     "EntryRecipient": "envelope",
+    "Exchangers": "services",
     "Failure": "envelope",
     "FileBody": "message",
     "GatewayError": "errors",
     "Hold": "decision",
+    "Located": "services",
     "Message": "message",
     "MilterError": "errors",
     "Network": "settings.units",
@@ -100,13 +112,16 @@ _HOME = {
     "Recipient": "envelope",
     "Reject": "decision",
     "Route": "envelope",
+    "ScramKeys": "envelope",
     "Section": "plugin",
     "Session": "envelope",
     "Site": "plugin",
     "Size": "settings.units",
     "Spool": "message",
     "Stages": "hookspecs",
+    "TlsFailed": "errors",
     "Transaction": "envelope",
+    "Unreachable": "errors",
     "a_label": "services",
     "controls": "",
     "events": "",
@@ -117,6 +132,7 @@ _HOME = {
     "new_id": "envelope",
     "own_addresses": "interfaces",
     "parse_network": "settings.units",
+    "passwords": "",
     "point": "faultpoint",
     "quote_local_part": "address",
     "resolve": "routing",

@@ -28,6 +28,7 @@ COMMANDS = {
     "domain": "Add virtual domains.",
     "queue": "See and change what waits in the queue.",
     "trace": "Tell the story of a message.",
+    "passwd": "Set the password of a login, or lock it.",
     "import-qmail": "Take over an installation of qmail, and the mail in its queue.",
     "version": "Print the version.",
 }

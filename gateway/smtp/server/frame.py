@@ -16,6 +16,7 @@ from gateway.smtp.framing import CommandLines
 
 if TYPE_CHECKING:
     import ssl
+    from socket import socket
 
     from gateway.envelope import Session
     from gateway.smtp.framing import BadLine
@@ -187,6 +188,11 @@ class Frame(SMTP):
         self._over_ssl = True
         link: ssl.SSLObject = transport.get_extra_info("ssl_object")
         return link
+
+    def socket(self) -> socket:
+        """Give the connection's socket, to be looked at."""
+        found: socket = self._writer.get_extra_info("socket")
+        return found
 
     def resume(self) -> None:
         """Read on, where nothing but the client's own words is to come."""

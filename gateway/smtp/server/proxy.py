@@ -50,7 +50,7 @@ async def read_header(connection: Connection) -> None:
 
     The connection must be paused: TLS may follow at once, and its bytes are not ours to read.
     """
-    link = socket.socket(fileno=os.dup(connection.transport.get_extra_info("socket").fileno()))
+    link = socket.socket(fileno=os.dup(connection.socket().fileno()))
     with link, contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(_WAIT):
             header = await _take(link, connection.loop)
@@ -82,10 +82,10 @@ async def _take(link: socket.socket, loop: asyncio.AbstractEventLoop) -> bytes:
 
 
 async def _readable(link: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-    ready = loop.create_future()
-    loop.add_reader(link, lambda: ready.done() or ready.set_result(None))
+    ready = asyncio.Event()
+    loop.add_reader(link, ready.set)
     try:
-        await ready
+        await ready.wait()
     finally:
         loop.remove_reader(link)
 
