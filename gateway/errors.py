@@ -10,6 +10,7 @@ GatewayError
 ├── QueueError            the store cannot do it now      (451 4.3.0)
 │   ├── QueueFull         no room on stable storage       (452 4.3.1)
 │   ├── QueueLocked       another gateway owns it
+│   ├── ClaimLost         another node has taken the claim over
 │   └── QueueDamaged      the store's file is not whole
 ├── JournalError          events cannot be made safe now  (451 4.3.0)
 ├── DnsError
@@ -103,6 +104,10 @@ class QueueFull(QueueError):
 
 class QueueLocked(QueueError):
     """Another process owns this shard."""
+
+
+class ClaimLost(QueueError):
+    """What was claimed here is another node's now: what is known of the attempt cannot be stored."""
 
 
 class QueueDamaged(QueueError):

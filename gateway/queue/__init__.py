@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway.envelope import RecipientState
-    from gateway.errors import QueueDamaged, QueueError, QueueFull, QueueLocked
+    from gateway.errors import ClaimLost, QueueDamaged, QueueError, QueueFull, QueueLocked
     from gateway.queue.bounce import bounce_envelope
     from gateway.queue.dispatcher import Dispatcher
     from gateway.queue.filter import Filter, is_client, regex
@@ -20,6 +20,7 @@ __all__ = [
     "AGES",
     "ENDED",
     "MOVES",
+    "ClaimLost",
     "Dispatcher",
     "Filter",
     "Finish",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ClaimLost": "gateway.errors",
     "Dispatcher": "gateway.queue.dispatcher",
     "Filter": "gateway.queue.filter",
     "MemoryQueue": "gateway.queue.memory",

@@ -11,6 +11,7 @@ from gateway.decision import Defer, Reject
 from gateway.envelope import Outcome, Recipient, Transaction, new_id
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
+from gateway.queue.guarded import Guarded
 
 if TYPE_CHECKING:
     import asyncio
@@ -85,6 +86,7 @@ class Attempt:
     async def deliver(self) -> list[Outcome]:
         """Ask `outgoing` and `deliver`; gives one outcome for each recipient, whatever the plugins do."""
         delivery, route = self._delivery, self._delivery.route
+        await self._tools.store.confirm(delivery.entry.id)
         for one in delivery.recipients:
             told = {
                 **self._about(one),
@@ -98,7 +100,8 @@ class Attempt:
         message: Message | None = edited.value
         if edited.failed or message is None:
             return self.deferred("a plugin failed before the delivery")
-        sent = replace(delivery, entry=replace(delivery.entry, message=message))
+        guarded = Guarded(message, lambda: self._tools.store.ours(delivery.entry.id))
+        sent = replace(delivery, entry=replace(delivery.entry, message=guarded))
         point("attempt.deliver")
         answer = await self._chain.ask_plugin(route.plugin, Stages.deliver, sent)
         point("attempt.delivered")

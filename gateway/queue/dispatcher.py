@@ -73,6 +73,7 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Begin to work."""
+        self._store.listen(self.wake)
         self._loop = asyncio.get_running_loop().create_task(self._run())
 
     def wake(self) -> None:

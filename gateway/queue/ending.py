@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from gateway import events
 from gateway.decision import Defer, Reject
 from gateway.envelope import Failure
-from gateway.errors import JournalError, QueueError
+from gateway.errors import ClaimLost, JournalError, QueueError
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
 from gateway.queue.attempt import admitted, age, facts
@@ -111,6 +111,8 @@ class _Turn:
         while True:
             try:
                 return await work()
+            except ClaimLost:
+                raise
             except (QueueError, JournalError) as error:
                 self._chain.emit(events.QueueFailed(error=str(error)))
                 if await self._stopped_within(PAUSE):

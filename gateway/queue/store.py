@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, ClassVar
 from gateway.errors import QueueError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -210,6 +210,20 @@ class Queue(ABC):
         domain), at most `per_lane` recipients of one lane less what `busy` says we hold of it, and at most
         `limit` recipients in all.
         """
+
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when others may have stored something to claim; nobody does in a store of one owner."""
+
+    async def confirm(self, entry_id: str) -> None:
+        """Return when what we have claimed of an entry is surely ours; asked before each delivery.
+
+        Raises ClaimLost when another node has taken it over.
+        """
+
+    def ours(self, entry_id: str) -> bool:
+        """Whether that still holds; asked, without waiting, before the last byte of a delivery."""
+        del entry_id
+        return True
 
     @abstractmethod
     async def finish(self, finishes: Sequence[Finish]) -> None:
