@@ -282,6 +282,13 @@ class TlsEstablished(Event):
     peer: str = ""
     #: How the other side was authenticated: "dane", "webpki", "certificate" (a client's), "" when it was not.
     verified: str = ""
+    #: For a delivery: what was asked for ("may", "encrypt", "verify", "dane", "mta-sts"), and whose mail it is.
+    policy: str = ""
+    domain: str = ""
+    #: What the domain publishes, as a TLS report names it (RFC 8460): "tlsa", "sts", "no-policy-found".
+    policy_type: str = ""
+    #: Our own address of that connection.
+    source_ip: str = ""
 
 
 @event("tls.failed", "security", "warning")
@@ -291,6 +298,12 @@ class TlsFailed(Event):
     peer: str = ""
     #: What the library or the policy said.
     error: str = ""
+    #: For a delivery: as in `tls.established`.
+    policy: str = ""
+    domain: str = ""
+    policy_type: str = ""
+    #: What a TLS report calls it (RFC 8460 section 4.3): "starttls-not-supported", "certificate-expired" ...
+    result_type: str = ""
 
 
 @event("tls.certificate_loaded")

@@ -20,7 +20,7 @@ from gateway.message import FileBody, Spool
 from gateway.queue.birth import described, told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from gateway.address import Address
     from gateway.chain import Chain
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 #: From the mildest to the strictest; where recipients of one SMTP message differ, the strictest counts.
-_STRICTNESS = (Accept, Discard, Hold, Defer, Reject, Disconnect)
+_STRICTNESS = (Defer, Reject, Disconnect)
 _NO_RELAY = Reject("5.7.1", "relaying denied", reason="relay")
 _REFUSALS = (Reject, Defer, Disconnect)
+#: Where mail of a listener's protocol is born.
+_ORIGINS: dict[str, Origin] = {"smtp": "smtp", "submission": "submission", "lmtp": "lmtp"}
 #: The reason of a plugin that gives none: it must not be mistaken for no Hold.
 _HELD = "held"
 
@@ -104,8 +106,7 @@ class Reception:
         self, session: Session, sender: Address, params: Mapping[str, str]
     ) -> tuple[Transaction, Decision | None]:
         """Begin a transaction and ask `mail`."""
-        origin: Origin = "smtp"
-        transaction = Transaction(new_id(), sender, origin, session, params=params)
+        transaction = Transaction(new_id(), sender, _ORIGINS[session.protocol], session, params=params)
         answer = await self.chain_of(session).ask(Stages.mail, transaction)
         decision = answer.value
         if isinstance(decision, _REFUSALS):
@@ -173,6 +174,41 @@ class Reception:
         # From here on the message is submitted: neither a client that left nor a timer may stop the commit.
         return await asyncio.shield(self._spawn(self._commit(chain, entry, transaction)))
 
+    async def message_for_each(self, transaction: Transaction, message: Message) -> list[Decision]:
+        """Do as `message` does, but with a decision for each recipient: what LMTP answers."""
+        chain = self.chain_of(transaction.session)
+        point("reception.content")
+        came = message.copy()
+        message, said, plugin = await self._consult(transaction, message, chain)
+        decisions = _decisions(transaction, said, plugin)
+        wanted = _wanted(transaction, decisions)
+        if not wanted or message.body is not came.body:
+            drop(came)
+        if wanted:
+            entry = self._entry(transaction, message, wanted)
+            end = await asyncio.shield(self._spawn(self._commit(chain, entry, transaction)))
+        else:
+            drop(message)
+            end = Accept()
+        self._tell_each(transaction, said, decisions, plugin)
+        return [one if isinstance(one, _REFUSALS) else end for one in decisions]
+
+    def _tell_each(
+        self, transaction: Transaction, said: object, decisions: Sequence[Decision], plugin: str
+    ) -> None:
+        """Tell who is refused or dropped while the others' mail is taken."""
+        first = decisions[0]
+        if not isinstance(said, dict) and isinstance(first, _REFUSALS):
+            self._refuse(transaction, first)
+            return
+        for recipient, decision in zip(transaction.recipients, decisions, strict=True):
+            if isinstance(decision, _REFUSALS):
+                told = {**about(transaction.session), "message": transaction.id, "plugin": plugin}
+                told |= {"recipient": recipient.address, "sender": transaction.sender}
+                self._emit(transaction.session, events.RecipientRefused(**told, **why(decision)))
+        if transaction.discarded or all(one.discarded for one in transaction.recipients):
+            self._discarded(transaction, Discard(transaction.discarded or "no recipient is left"))
+
     async def admit(
         self, transaction: Transaction, message: Message, chain: Chain | None = None
     ) -> tuple[Entry | None, Decision]:
@@ -192,19 +228,26 @@ class Reception:
     ) -> tuple[Message, Decision]:
         """Run `incoming` and `message`; gives the message as they leave it, and one decision."""
         body = message.body
-        edited = await chain.transform(Stages.incoming, transaction, message)
-        if edited.failed:
-            return message, FAULT
-        message = edited.value or message
-        said = await chain.ask(Stages.message, transaction, message)
-        decision = _one_decision(transaction, said.value, said.plugin)
-        mark(transaction, decision, said.plugin)
+        message, said, plugin = await self._consult(transaction, message, chain)
+        decisions = _decisions(transaction, said, plugin)
+        decision = _strictest(decisions) if isinstance(said, dict) else said or Accept()
         if transaction.discarded or all(one.discarded for one in transaction.recipients):
             reason = transaction.discarded or "no recipient is left"
             decision = decision if isinstance(decision, _REFUSALS) else Discard(reason)
         if isinstance(decision, (*_REFUSALS, Discard)) and message.body is not body:
             drop(message)
         return message, decision
+
+    async def _consult(
+        self, transaction: Transaction, message: Message, chain: Chain
+    ) -> tuple[Message, Decision | dict[Address, Decision] | None, str]:
+        """Run `incoming` and `message`; gives the message after both, what was said, and by which plugin."""
+        edited = await chain.transform(Stages.incoming, transaction, message)
+        if edited.failed:
+            return message, FAULT, ""
+        message = edited.value or message
+        said = await chain.ask(Stages.message, transaction, message)
+        return message, said.value, said.plugin
 
     def refused(self, of: Session | Transaction, stage: str, reply: Reply, reason: str) -> None:
         """Tell a refusal that the edge made itself: syntax, limits, malformed content."""
@@ -384,19 +427,31 @@ def _held(recipient: Recipient, reason: str, plugin: str) -> Recipient:
     return replace(recipient, held=reason or _HELD, held_by=plugin)
 
 
-def _one_decision(
+def _decisions(
     transaction: Transaction, said: Decision | dict[Address, Decision] | None, plugin: str
-) -> Decision:
-    """Make one decision of a map by recipient; Hold and Discard mark just their recipient."""
+) -> list[Decision]:
+    """Give the decision for each recipient; Hold and Discard mark just theirs, or the whole transaction."""
     if not isinstance(said, dict):
-        return said or Accept()
-    strictest: Decision = Accept()
-    for i, recipient in enumerate(transaction.recipients):
-        decision = said.get(recipient.address, Accept())
+        mark(transaction, said, plugin)
+        return [said or Accept()] * len(transaction.recipients)
+    decisions: list[Decision] = [said.get(one.address, Accept()) for one in transaction.recipients]
+    for i, (recipient, decision) in enumerate(zip(transaction.recipients, decisions, strict=True)):
         if isinstance(decision, Hold):
             transaction.recipients[i] = _held(recipient, decision.reason, plugin)
         elif isinstance(decision, Discard):
             transaction.recipients[i] = replace(recipient, discarded=decision.reason)
-        elif _STRICTNESS.index(type(decision)) > _STRICTNESS.index(type(strictest)):
-            strictest = decision
-    return strictest
+    return decisions
+
+
+def _strictest(decisions: Sequence[Decision]) -> Decision:
+    """Give the refusal that counts where one reply is for all; a mark of one recipient is none."""
+    refusals = (one for one in decisions if isinstance(one, _REFUSALS))
+    return max(refusals, key=lambda one: _STRICTNESS.index(type(one)), default=Accept())
+
+
+def _wanted(transaction: Transaction, decisions: Sequence[Decision]) -> list[Recipient]:
+    """Give the recipients whose mail is to be stored."""
+    if transaction.discarded:
+        return []
+    pairs = zip(transaction.recipients, decisions, strict=True)
+    return [one for one, decision in pairs if not (one.discarded or isinstance(decision, _REFUSALS))]

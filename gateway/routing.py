@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gateway.hookspecs import Stages
@@ -25,6 +25,11 @@ class Routed:
     failed: bool = False
     #: Which plugin answered `route`, or failed.
     plugin: str = ""
+
+    @property
+    def expanded(self) -> Recipient:
+        """The recipient as one of several that stand in the place of another."""
+        return replace(self.recipient, expanded=True, chosen="")
 
 
 async def resolve(chain: Chain, recipient: Recipient) -> list[Routed]:

@@ -69,14 +69,14 @@ def _write(old: Path, new: Path, rules: Path | None) -> None:
 
 def _take_over(configuration: Configuration, queue: Path) -> None:
     """Read the old queue as who we are, and store it as the gateway's user."""
-    from gateway import control
+    from gateway import console
     from gateway.commands.assembly import Assembly
     from gateway.commands.old_queue import left_in
 
     state = configuration.settings.gateway.state
     if not (queue / "mess").is_dir():
         raise ConfigError(f"{queue} is no queue of qmail: it holds no folder `mess`")
-    if control.running(state):
+    if console.running(state):
         raise ControlError("a gateway runs on this queue: stop it, take the old queue over, start it again")
     if not state.is_dir():
         raise QueueError(f"no gateway has run here: {state} does not exist")
@@ -106,7 +106,7 @@ async def _store(assembly: Assembly, found: list[Left], control: Path) -> int:
     from gateway.hookspecs import Stages
     from gateway.journal import Journal
     from gateway.message import Spool
-    from gateway.queue.birth import accepted
+    from gateway.queue.birth import told
 
     settings = assembly.configuration.settings
     queue = (await assembly.generation.chain.ask(Stages.open_queue)).value
@@ -121,7 +121,8 @@ async def _store(assembly: Assembly, found: list[Left], control: Path) -> int:
             if await queue.get(left.id) is None:
                 entry = entry_of(left, Spool(queue.spool_folder), virtual)
                 await queue.add(entry)
-                journal.emit(accepted(entry))
+                for event in told(entry):
+                    journal.emit(event)
                 added += 1
         await journal.flush()
     finally:

@@ -20,7 +20,8 @@ from gateway.queue.attempt import Attempt, Tools
 from gateway.queue.ending import PAUSE, Endings
 from gateway.queue.grouping import NOWHERE, deliveries
 from gateway.queue.slots import slots_of
-from gateway.queue.store import lane
+from gateway.queue.store import Finish, lane
+from gateway.queue.suspension import Suspended
 from gateway.routing import resolve
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from gateway.envelope import Entry, EntryRecipient
     from gateway.plugin import Services, Site
     from gateway.queue.attempt import Admit, Journal
+    from gateway.queue.filter import Filter
     from gateway.queue.slots import Slots
-    from gateway.queue.store import Filter, Queue
+    from gateway.queue.store import Queue
     from gateway.routing import Routed
     from gateway.settings import Queue as Settings
 
@@ -62,6 +64,7 @@ class Dispatcher:
         self._woken = asyncio.Event()
         self._tools = Tools(store, chain, journal, services.clock, admit, site, self._stopping)
         self._endings = Endings(self._tools)
+        self._suspended = Suspended(store, services.clock)
         self._slots = slots or slots_of(settings)
         #: The recipients that we hold, and how many of each lane; a rewrite does not change a lane.
         self._held: dict[tuple[str, int], str] = {}
@@ -203,10 +206,9 @@ class Dispatcher:
     async def _split(self, chain: Chain, entry: Entry, one: EntryRecipient, found: list[Routed]) -> None:
         """Store a fan-out before any attempt, so that a crash does not repeat a part of it."""
         self._tell_rewritten(chain, entry, one, found)
+        now = self._clock.time()
         several = [
-            replace(
-                one, recipient=routed.recipient, route=routed.route, state="queued", due=self._clock.time()
-            )
+            replace(one, recipient=routed.expanded, route=routed.route, state="queued", due=now)
             for routed in found
         ]
         point("dispatch.split")
@@ -235,6 +237,8 @@ class Dispatcher:
         entry, route = delivery.entry, delivery.route
         slots = self._slots[route.channel]
         name = self._held[entry.id, delivery.recipients[0].number]
+        if await self._put_off(delivery):
+            return
         if not await slots.take(name, route.destination):
             await self._give_back(entry, delivery.recipients)
             return
@@ -249,6 +253,15 @@ class Dispatcher:
             return
         await self._endings.end(await attempt.ended(outcomes, "" if route.plugin else "no_route"))
         self._let_go(entry, delivery.recipients)
+
+    async def _put_off(self, delivery: Delivery) -> bool:
+        """Let mail for a suspended destination wait: that is no attempt, and nothing is told of it."""
+        due = await self._suspended.until(delivery.recipients)
+        if due:
+            waiting = [replace(one, state="queued", due=due) for one in delivery.recipients]
+            await self._store.finish([Finish(delivery.entry, waiting)])
+            self._let_go(delivery.entry, delivery.recipients)
+        return bool(due)
 
     async def _outcomes(self, attempt: Attempt, delivery: Delivery) -> list[Outcome] | None:
         """Ask the plugins, in a task that `stop` may cancel; None when it did."""

@@ -17,7 +17,7 @@ from gateway.errors import ClaimLost, JournalError, QueueError
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
 from gateway.queue.attempt import admitted, age, facts
-from gateway.queue.birth import accepted
+from gateway.queue.birth import told
 from gateway.queue.bounce import DOUBLE, plain_bounce
 from gateway.queue.store import ENDED, Finish, Rest
 
@@ -88,7 +88,8 @@ class _Turn:
         await self._patiently(lambda: self._store(bounced=not rest.open))
         point("attempt.ended")
         for birth in self._births:
-            self._chain.emit(accepted(birth))
+            for event in told(birth):
+                self._chain.emit(event)
             self._chain.tell(Stages.queued, birth)
         point("attempt.over")
 

@@ -1,7 +1,8 @@
 """Which messages a person means. Pure; a store may say the same in SQL.
 
 Texts are patterns, as in a shell: `*` stands for any characters, `?` for one; the case of ASCII letters does
-not count. A text without them must be the whole.
+not count. A text without them must be the whole. What an entry does not have (a user, a subject) matches
+none.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Filter:
     sender: str = ""
     #: As the sender wrote it, or as it was rewritten.
     recipient: str = ""
-    #: Of the recipient, likewise.
+    #: Of the recipient, likewise; or what its route calls its destination.
     domain: str = ""
     #: Address of the client that handed it in (the fact `client_ip`); also a network, `192.0.2.0/24`.
     client: str = ""
@@ -62,22 +63,32 @@ class Filter:
             (not self.ids or entry.id in self.ids)
             and (not self.sender or like(self.sender, entry.sender or NULL))
             and (not self.client or is_client(self.client, facts.get("client_ip", "")))
-            and (not self.user or like(self.user, facts.get("user", "")))
-            and (not self.message_id or like(self.message_id, facts.get("message_id", "")))
-            and (not self.subject or like(self.subject, facts.get("subject", "")))
+            and all(
+                _is_there(getattr(self, field), facts.get(field, ""))
+                for field in ("user", "message_id", "subject")
+            )
             and (not self.born_before or entry.birth < self.born_before)
             and entry.birth >= self.born_after
         )
 
     def _matches_recipient(self, one: EntryRecipient) -> bool:
-        names = (one.recipient.address, one.recipient.original)
-        plugins = (one.route.plugin if one.route else "", one.recipient.held_by)
+        plugin = one.route.plugin if one.route else ""
         return (
             (not self.state or one.state == self.state)
-            and (not self.recipient or any(like(self.recipient, name) for name in names))
-            and (not self.domain or any(like(self.domain, name.domain) for name in names))
-            and (not self.plugin or any(like(self.plugin, plugin) for plugin in plugins))
+            and _is_there(self.recipient, one.recipient.address, one.recipient.original)
+            and (not self.domain or any(like(self.domain, name) for name in destinations(one)))
+            and _is_there(self.plugin, plugin, one.recipient.held_by)
         )
+
+
+def _is_there(pattern: str, *texts: str) -> bool:
+    return not pattern or any(text and like(pattern, text) for text in texts)
+
+
+def destinations(one: EntryRecipient) -> set[str]:
+    """Give the names by which people call where a recipient goes: its domains, and that of its route."""
+    names = {one.recipient.address.domain, one.recipient.original.domain}
+    return names | {one.route.destination} if one.route and one.route.destination else names
 
 
 def regex(pattern: str) -> str:
@@ -93,7 +104,7 @@ def like(pattern: str, text: str) -> bool:
 def is_client(wanted: str, ip: str) -> bool:
     """Whether a client's address is in a network, or matches a pattern."""
     if "/" not in wanted:
-        return like(wanted, ip)
+        return _is_there(wanted, ip)
     try:
         return ip_address(ip) in ip_network(wanted, strict=False)
     except ValueError:

@@ -208,9 +208,11 @@ class MemoryQueue(Queue):
             wanted, {"queued", "held"}, lambda _, one: one.anew(change(one.recipient), self._now())
         )
 
-    async def suspend(self, suspension: Suspension) -> None:
+    async def suspend(self, suspension: Suspension) -> bool:
         """Keep a suspension."""
+        before = self._suspended.get(suspension.name)
         self._suspended[suspension.name] = suspension
+        return before != suspension
 
     async def resume(self, name: str) -> Suspension | None:
         """Forget a suspension."""

@@ -285,12 +285,15 @@ class Queue(ABC):
         """As `redirect`, with the address that the sender wrote (`Recipient.rerouted`)."""
 
     @abstractmethod
-    async def suspend(self, suspension: Suspension) -> None:
-        """Keep a suspension; one of the same name is replaced. It counts for all that work this queue."""
+    async def suspend(self, suspension: Suspension) -> bool:
+        """Keep a suspension; one of the same name is replaced. It counts for all that work this queue.
+
+        False when exactly this one was kept before: another worker had been asked too.
+        """
 
     @abstractmethod
     async def resume(self, name: str) -> Suspension | None:
-        """Forget the suspension of this name; gives it, or None when there was none."""
+        """Forget the suspension of this name; gives it, or None when there was none (any more)."""
 
     @abstractmethod
     async def suspended(self) -> list[Suspension]:

@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.queue.filter import like
+from gateway.queue.filter import destinations, like
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gateway.envelope import EntryRecipient
+    from gateway.queue.store import Queue
+    from gateway.services import Clock
+
+#: Waiting mail is looked at again after this time at the latest, should nobody have told that it may go.
+LONGEST = 3600.0
+#: Seconds between two looks at what is suspended.
+_LOOK = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +39,26 @@ class Suspension:
         return not self.until or now < self.until
 
     def stops(self, one: EntryRecipient) -> bool:
-        """Whether a recipient waits for its end: by its domain before or behind `rewrite`, or its route."""
-        recipient = one.recipient
-        names = {recipient.address.domain, recipient.original.domain}
-        if one.route and one.route.destination:
-            names.add(one.route.destination)
-        return any(like(self.name, name) for name in names)
+        """Whether a recipient waits for its end."""
+        return any(like(self.name, name) for name in destinations(one))
+
+
+class Suspended:
+    """What is suspended in a store, looked up once a second at most."""
+
+    def __init__(self, store: Queue, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._found: list[Suspension] = []
+        self._looked = -_LOOK
+
+    async def until(self, recipients: Iterable[EntryRecipient]) -> float:
+        """When these may be tried again, seconds since the epoch; 0 when nothing stops them."""
+        if self._clock.monotonic() - self._looked >= _LOOK:
+            self._found, self._looked = await self._store.suspended(), self._clock.monotonic()
+        now = self._clock.time()
+        stopped = list(recipients)
+        ends = [found.until for found in self._found if found.runs(now) and any(map(found.stops, stopped))]
+        if not ends:
+            return 0.0
+        return min(now + LONGEST, max(ends)) if all(ends) else now + LONGEST

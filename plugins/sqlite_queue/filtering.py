@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from gateway import Address
 from gateway.queue import is_client, regex
 
+from .rows import encode
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -24,7 +26,6 @@ _ENTRY = {
     "message_id": "json_extract(e.more, '$[1].message_id')",
     "subject": "json_extract(e.more, '$[1].subject')",
 }
-_MORE = "iif(r.more = '', '{}', r.more)"
 
 
 def teach(connection: apsw.Connection) -> None:
@@ -55,39 +56,42 @@ def _exact(wanted: Filter) -> Iterator[_Term]:
 def _of_entry(wanted: Filter) -> Iterator[_Term]:
     for field, place in _ENTRY.items():
         if pattern := getattr(wanted, field):
-            yield f"matches(?, {place})", [regex(pattern)]
+            yield f"matches(?, {place})", [encode(regex(pattern))]
     if wanted.client:
         yield "from_client(?, json_extract(e.more, '$[1].client_ip'))", [wanted.client]
 
 
 def _of_recipient(wanted: Filter) -> Iterator[_Term]:
-    """Either of two places may match: before `rewrite` or behind it, who delivers or who holds."""
-    for pattern, function, *places in (
-        (wanted.recipient, "matches", "r.address", "r.original"),
-        (wanted.domain, "at_domain", "r.address", "r.original"),
-        (
-            wanted.plugin,
-            "matches",
-            f"json_extract({_MORE}, '$.route.plugin')",
-            f"json_extract({_MORE}, '$.held_by')",
-        ),
-    ):
+    """One of several places must match: before `rewrite` or behind it, who delivers or who holds."""
+    places = (
+        (wanted.recipient, ["matches(?, r.address)", "matches(?, r.original)"]),
+        (wanted.domain, ["at_domain(?, r.address)", "at_domain(?, r.original)", _more("route.destination")]),
+        (wanted.plugin, [_more("route.plugin"), _more("held_by")]),
+    )
+    for pattern, either in places:
         if pattern:
-            either = " OR ".join(f"{function}(?, {place})" for place in places)
-            yield f"({either})", [regex(pattern)] * 2
+            yield f"({' OR '.join(either)})", [encode(regex(pattern))] * len(either)
+
+
+def _more(path: str) -> str:
+    return f"(r.more != '' AND matches(?, json_extract(r.more, '$.{path}')))"
 
 
 def _matches(*given: apsw.SQLiteValue) -> bool:
-    pattern, value = given
-    text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value or "")
-    return re.match(str(pattern), text) is not None
+    pattern, value = map(_text, given)
+    return bool(value) and re.match(pattern, value) is not None
 
 
 def _at_domain(*given: apsw.SQLiteValue) -> bool:
     pattern, address = given
-    return isinstance(address, bytes) and _matches(pattern, Address.decode(address).domain)
+    return re.match(_text(pattern), Address(_text(address)).domain) is not None
 
 
 def _from_client(*given: apsw.SQLiteValue) -> bool:
     wanted, ip = given
-    return is_client(str(wanted), str(ip or ""))
+    return is_client(_text(wanted), _text(ip))
+
+
+def _text(value: apsw.SQLiteValue) -> str:
+    """Read what was bound or stored: bytes, where it may hold some that are no UTF-8."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value or "")

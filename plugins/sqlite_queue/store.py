@@ -329,19 +329,23 @@ class SqliteQueue(Queue):
         self._next = 0.0
         return changed
 
-    async def suspend(self, suspension: Suspension) -> None:
+    async def suspend(self, suspension: Suspension) -> bool:
         """Keep a suspension."""
-        await self._suspend(lambda named: named.update({suspension.name: suspension}))
+
+        def suspend(named: dict[str, Suspension]) -> bool:
+            before = named.get(suspension.name)
+            named[suspension.name] = suspension
+            return before != suspension
+
+        return await self._suspend(suspend)
 
     async def resume(self, name: str) -> Suspension | None:
         """Forget a suspension."""
-        gone = self._suspensions.read().get(name)
-        await self._suspend(lambda named: named.pop(name, None))
-        return gone
+        return await self._suspend(lambda named: named.pop(name, None))
 
-    async def _suspend(self, change: Callable[[dict[str, Suspension]], object]) -> None:
+    async def _suspend(self, change: Callable[[dict[str, Suspension]], R]) -> R:
         try:
-            await asyncio.to_thread(self._suspensions.change, change)
+            return await asyncio.to_thread(self._suspensions.change, change)
         except OSError as error:
             raise translated(error) from error
 

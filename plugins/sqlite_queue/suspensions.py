@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gateway.queue import QueueError, Suspension
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+R = TypeVar("R")
 Named = dict[str, Suspension]
 
 
@@ -44,12 +45,12 @@ class Suspensions:
             self._seen, self._named = seen, {one.name: one for one in found}
         return self._named
 
-    def change(self, change: Callable[[Named], object]) -> None:
-        """Change what is suspended; it is on stable storage when this returns."""
+    def change(self, change: Callable[[Named], R]) -> R:
+        """Change what is suspended; it is on stable storage when this returns, with what `change` gives."""
         with self._path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             named = dict(self.read())
-            change(named)
+            given = change(named)
             new = self._path.with_suffix(".new")
             with new.open("w", encoding="utf-8") as file:
                 json.dump([asdict(one) for _, one in sorted(named.items())], file)
@@ -57,3 +58,4 @@ class Suspensions:
                 os.fsync(file.fileno())
             new.replace(self._path)
             sync(self._path.parent)
+        return given

@@ -8,7 +8,7 @@ import pytest
 from gateway.address import Address
 from gateway.envelope import EntryRecipient, Recipient, Route, new_id
 from gateway.message import FileBody, Spool
-from gateway.queue import MOVES, Filter, Finish, Snapshot
+from gateway.queue import MOVES, Filter, Finish, Snapshot, Suspension
 
 BIG = b"x" * (300 * 1024)
 #: Who else may claim nothing.
@@ -307,34 +307,154 @@ async def test_delete_forgets_whole_entries(store, entry, clock):
     assert [found.id for found in await claim(store, clock.time())] == [other.id]
 
 
+FACTS = {
+    "a": {"client_ip": "192.0.2.7", "user": "Ann", "message_id": "1@x.example", "subject": "Äpfel [neu] 1*"},
+    "b": {"client_ip": "2001:db8::7", "message_id": "2@x.example", "subject": "100% of_it"},
+    "c": {},
+}
+
+
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        (Filter(), "abc"),
-        (Filter(sender="s1@remote.example"), "a"),
-        (Filter(recipient="y@two.example"), "b"),
-        (Filter(domain="ONE.example"), "ac"),
-        (Filter(state="held"), "c"),
-        (Filter(state="queued"), "ab"),
-        (Filter(born_before=1_700_000_050.0), "a"),
-        (Filter(domain="one.example", state="queued"), "a"),
-        (Filter(sender="nobody@x.example"), ""),
+        ({}, "abc"),
+        ({"sender": "s1@remote.example"}, "a"),
+        ({"sender": "S1@Remote.example"}, "a"),
+        ({"sender": "remote.example"}, ""),
+        ({"sender": "*@remote.example"}, "ab"),
+        ({"sender": "s?@remote.example"}, "ab"),
+        ({"sender": "<>"}, "c"),
+        ({"recipient": "y@two.example"}, "b"),
+        ({"recipient": "abc-x@one.example"}, "a"),
+        ({"recipient": "?@*"}, "abc"),
+        ({"domain": "ONE.example"}, "ac"),
+        ({"domain": "*.example"}, "abc"),
+        ({"domain": "one"}, ""),
+        ({"domain": "mx.other.example"}, "b"),
+        ({"state": "held"}, "c"),
+        ({"state": "queued"}, "ab"),
+        ({"born_before": 1_700_000_050.0}, "a"),
+        ({"born_after": 1_700_000_100.0}, "bc"),
+        ({"domain": "one.example", "state": "queued"}, "a"),
+        ({"recipient": "*", "domain": "*", "plugin": "*"}, "bc"),
+        ({"client": "192.0.2.7"}, "a"),
+        ({"client": "192.0.2.0/24"}, "a"),
+        ({"client": "2001:DB8::/32"}, "b"),
+        ({"client": "*:*"}, "b"),
+        ({"client": "not a net/work"}, ""),
+        ({"user": "ann"}, "a"),
+        ({"user": "*"}, "a"),
+        ({"message_id": "?@x.example"}, "ab"),
+        ({"subject": "äpfel [neu] 1*"}, ""),
+        ({"subject": "Äpfel [NEU] ??"}, "a"),
+        ({"subject": "100% of_it"}, "b"),
+        ({"subject": "100%_of_it"}, ""),
+        ({"plugin": "remote"}, "b"),
+        ({"plugin": "scan*"}, "c"),
+        ({"sender": "nobody@x.example"}, ""),
+        ({"ids": ["nobody"]}, ""),
     ],
     ids=str,
 )
 async def test_filters(store, entry, clock, wanted, expected):
-    for sender, recipient, state in (
-        ("s1", "x@one.example", "queued"),
-        ("s2", "y@two.example", "queued"),
-        ("s3", "z@one.example", "held"),
+    for name, sender, recipient, state in (
+        ("a", "s1@remote.example", "x@one.example", "queued"),
+        ("b", "s2@remote.example", "y@two.example", "queued"),
+        ("c", "", "z@one.example", "held"),
     ):
-        await store.add(entry(recipient, sender=f"{sender}@remote.example", state=state, due=clock.time()))
+        one = entry(recipient, sender=sender, state=state, due=clock.time(), facts=FACTS[name], parent=name)
+        (kept,) = one.recipients
+        if name == "a":
+            kept.recipient = kept.recipient.at("abc-x@one.example")
+        elif name == "b":
+            kept.route = Route("remote", "remote", "mx.other.example")
+        else:
+            kept.recipient = replace(kept.recipient, held="a virus?", held_by="scanner")
+        await store.add(one)
         clock.advance(100)
-    found = await store.list(wanted)
-    assert "".join(sorted("abc"[int(one.sender[1]) - 1] for one in found)) == expected
+    found = await store.list(Filter(**wanted))
+    assert "".join(sorted(one.parent for one in found)) == expected
     assert all(bytes(one.message) == b"" for one in found)
-    ids = {one.id for one in await store.list(Filter())}
+    # What one matches, it says of itself: so a command can tell what it would do.
+    pairs = [(one, r) for one in await store.list(Filter()) for r in one.recipients]
+    assert "".join(sorted(one.parent for one, r in pairs if Filter(**wanted).matches(one, r))) == expected
+    ids = {one.id for one, _ in pairs}
     assert {one.id for one in await store.list(Filter(ids=ids))} == ids
+
+
+async def test_a_filter_that_matches_little_goes_through_it_all(store, entry, sqlite_queue, monkeypatch):
+    monkeypatch.setattr(sqlite_queue.shard, "WINDOW", 3)
+    wanted = []
+    for i in range(20):
+        one = entry(sender=f"s{i}@x.example")
+        wanted += [one.id] if i % 10 == 9 else []
+        await store.add(one)
+    found = await store.list(Filter(sender="*9@x.example"))
+    assert [one.id for one in found] == wanted
+    (last,) = await store.list(Filter(sender="*9@x.example"), after=wanted[0], limit=1)
+    assert last.id == wanted[1]
+
+
+async def test_a_redirected_recipient_is_routed_anew(store, entry, clock):
+    await store.add(entry("a@x.example", "b@x.example"))
+    (one,) = await claim(store, clock.time())
+    later = {"due": clock.time() + LATER, "attempts": 2, "report": "no\n", "status": "4.4.1"}
+    await end(store, one, "queued", route=Route("remote", "remote", "x.example"), **later)
+    await store.hold(Filter(recipient="b@x.example"))
+    clock.advance(10)
+    changed = await store.redirect(Filter(domain="x.example"), Address("c@y.example"))
+    assert [found.id for found in changed] == [one.id]
+    first, second = changed[0].recipients
+    assert (first.recipient.address, first.recipient.original) == ("c@y.example", "a@x.example")
+    assert (first.state, first.route, first.due, first.report) == ("queued", None, clock.time(), "")
+    assert (first.number, first.attempts, second.state) == (0, 2, "held")
+    (claimed,) = await claim(store, clock.time())
+    assert claimed.recipients == [replace(first, state="attempting")]
+    assert await store.redirect(Filter(), Address("d@y.example")) != []
+    clock.advance(10)
+    (released,) = await store.release(Filter())
+    assert released.birth == one.birth + 20
+
+
+async def test_a_rerouted_recipient_begins_where_the_sender_wrote_it(store, entry, clock):
+    one = entry("a@x.example", "list@x.example")
+    one.recipients[0].recipient = one.recipients[0].recipient.at("abc-a@x.example", claimed="virtual_domains")
+    member = replace(one.recipients[1].recipient, address=Address("m@y.example"), expanded=True)
+    one.recipients[1].recipient = member
+    for kept in one.recipients:
+        kept.route = Route("dot_qmail", "local")
+    await store.add(one)
+    (changed,) = await store.reroute(Filter())
+    assert changed.recipients[0].recipient == Recipient.of("a@x.example")
+    assert changed.recipients[1].recipient == member
+    assert [kept.route for kept in changed.recipients] == [None, None]
+    assert [found.id for found in await claim(store, clock.time())] == [one.id]
+    assert await store.reroute(Filter()) == []
+
+
+async def test_a_release_forgets_why_it_was_held(store, entry):
+    one = entry(state="held")
+    one.recipients[0].recipient = replace(one.recipients[0].recipient, held="a virus?", held_by="scanner")
+    await store.add(one)
+    (shown,) = await store.list(Filter())
+    assert shown.recipients[0].recipient == one.recipients[0].recipient
+    (released,) = await store.release(Filter())
+    assert released.recipients[0].recipient == Recipient.of("r@local.example")
+
+
+async def test_suspensions_are_kept(store, clock):
+    first = Suspension("x.example", clock.time(), 0.0, "ann", "their disk is full")
+    second = Suspension("*.y.example", clock.time(), clock.time() + 60)
+    assert [await store.suspend(one) for one in (first, second, second)] == [True, True, False]
+    assert await store.suspended() == [second, first]
+    await store.close()
+    await store.open()
+    clock.advance(60)
+    assert await store.suspended() == [first]
+    assert await store.suspend(replace(first, reason="still")) is True
+    assert (await store.resume("x.example")).reason == "still"
+    assert await store.resume("x.example") is None
+    assert await store.suspended() == []
 
 
 async def test_lists_are_paged_in_order_of_id(store, entry):
@@ -349,11 +469,18 @@ async def test_lists_are_paged_in_order_of_id(store, entry):
 async def test_stats(store, entry, clock):
     start = clock.time()
     await store.add(entry("a@x.example", "b@x.example"))
-    clock.advance(10)
+    clock.advance(5 * 60)
     await store.add(entry("c@x.example"))
     await store.add(entry("d@y.example", state="held"))
-    found = {(row.domain, row.state): (row.recipients, row.oldest) for row in await store.stats()}
-    assert found == {("x.example", "queued"): (3, start), ("y.example", "held"): (1, start + 10)}
+    clock.advance(1276 * 60)
+    await store.add(entry("e@x.example"))
+    found = {(row.domain, row.state): row for row in await store.stats()}
+    assert found.keys() == {("x.example", "queued"), ("y.example", "held")}
+    row = found["x.example", "queued"]
+    assert (row.recipients, row.oldest, list(row.ages)) == (4, start, [1, 0, 0, 0, 0, 0, 0, 0, 1, 2])
+    (one,) = await claim(store, clock.time(), limit=1)
+    await end(store, one, "failed")
+    assert sum(row.recipients for row in await store.stats()) == 4
 
 
 def spooled(store, content):
