@@ -12,12 +12,14 @@ GatewayError
 │   ├── QueueLocked       another gateway owns it
 │   ├── ClaimLost         another node has taken the claim over
 │   └── QueueDamaged      the store's file is not whole
+├── ArchiveError          an archive of a queue is not whole, or cannot be written
 ├── JournalError          events cannot be made safe now  (451 4.3.0)
 ├── DnsError
 │   ├── DnsNotFound       the name, or this kind of record of it, does not exist
 │   └── DnsTemporary      no answer that counts; ask again
 ├── DialogueError         the other host was lost, fell silent, or broke SMTP's rules
-│   └── TlsFailed         its handshake did not end well
+│   ├── Unreachable       it did not even answer the connection in time
+│   └── TlsFailed         TLS with it is not what it has to be
 ├── MilterError           the other side of a milter connection was lost, or broke the protocol
 ├── ListenError           a listener cannot have its address
 ├── LinkLost              another process of the gateway has ended
@@ -114,6 +116,10 @@ class QueueDamaged(QueueError):
     """The store's file fails its own check."""
 
 
+class ArchiveError(GatewayError):
+    """An archive is damaged, cut off or of a newer version: nothing of it was loaded."""
+
+
 class JournalError(GatewayError):
     """The journal cannot be written, or another process writes it; facts are not safe on disk."""
 
@@ -140,8 +146,17 @@ class DialogueError(GatewayError):
         self.reply = reply
 
 
+class Unreachable(DialogueError):
+    """Nobody answered a connection in time; the address may be left alone for a while."""
+
+
 class TlsFailed(DialogueError):
-    """The TLS handshake failed; the same host may do without (RFC 7435)."""
+    """TLS is not offered, fails, or shows a certificate that will not do; where that counts, not a word more."""
+
+    def __init__(self, text: str, status: str = "4.7.5", reply: str = "", *, kind: str = "") -> None:
+        super().__init__(text, status, reply)
+        #: The result type of a TLS report (RFC 8460 section 4.3).
+        self.kind = kind or "validation-failure"
 
 
 class MilterError(GatewayError):

@@ -9,22 +9,28 @@ if TYPE_CHECKING:
     from gateway.smtp.client import Connection as Connection
     from gateway.smtp.client import Target as Target
     from gateway.smtp.client import Timeouts as Timeouts
-    from gateway.smtp.client import opportunistic_tls as opportunistic_tls
-    from gateway.smtp.dialogue import Envelope as Envelope
-    from gateway.smtp.dialogue import Verdict as Verdict
+    from gateway.smtp.client_tls import Terms as Terms
+    from gateway.smtp.client_tls import unverified as unverified
+    from gateway.smtp.client_tls import verified as verified
     from gateway.smtp.reply import Reply as Reply
     from gateway.smtp.server.listening import Server as Server
+    from gateway.smtp.talk import Envelope as Envelope
+    from gateway.smtp.talk import Login as Login
+    from gateway.smtp.talk import Verdict as Verdict
 
 #: name -> the module it lives in.
 _HOME = {
     "Connection": "client",
-    "Envelope": "dialogue",
+    "Envelope": "talk",
+    "Login": "talk",
     "Reply": "reply",
     "Server": "server.listening",
     "Target": "client",
+    "Terms": "client_tls",
     "Timeouts": "client",
-    "Verdict": "dialogue",
-    "opportunistic_tls": "client",
+    "Verdict": "talk",
+    "unverified": "client_tls",
+    "verified": "client_tls",
 }
 
 __all__ = list(_HOME)

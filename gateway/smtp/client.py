@@ -6,20 +6,27 @@ What is said, and what the answers mean, is in dialogue.py.
 from __future__ import annotations
 
 import asyncio
-import ssl
+import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from gateway.errors import DialogueError, TlsFailed
+from gateway.errors import DialogueError, TlsFailed, Unreachable
 from gateway.faultpoint import point
 from gateway.message import FileBody
-from gateway.smtp.dialogue import Dialogue, Envelope, Hear, Pour, Say, Secure, Talk, Verdict
+from gateway.smtp.client_tls import described, failure, shown
+from gateway.smtp.dialogue import Dialogue
+from gateway.smtp.talk import Hear, Pour, Say, Secure
 from gateway.smtp.wire import RemoteReply, ReplyReader, encode_content
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
     from typing import TypeVar
 
     from gateway.message import Message
+    from gateway.smtp.client_tls import Terms
+    from gateway.smtp.dialogue import Security
+    from gateway.smtp.talk import Envelope, Login, Talk, Verdict
 
     R = TypeVar("R")
 
@@ -42,8 +49,14 @@ class Target:
     host: str
     ip: str
     port: int = 25
+    #: It speaks LMTP.
+    lmtp: bool = False
+    #: A socket on this host, in place of an address.
+    path: str = ""
 
     def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
         return f"{self.host}[{self.ip}]:{self.port}"
 
 
@@ -54,7 +67,11 @@ class Connection(asyncio.Protocol):
         self.target = target
         #: Messages that were offered on it.
         self.offered = 0
-        self._dialogue = Dialogue(helo)
+        #: Version and cipher of TLS, "" in plain.
+        self.tls = "", ""
+        #: The address that we speak from.
+        self.source = ""
+        self._dialogue = Dialogue(helo, lmtp=target.lmtp)
         self._timeouts = timeouts
         self._reader = ReplyReader()
         self._transport: asyncio.Transport | None = None
@@ -65,17 +82,24 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def connect(
-        cls, target: Target, helo: str, timeouts: Timeouts, tls: ssl.SSLContext | None
+        cls,
+        target: Target,
+        helo: str,
+        timeouts: Timeouts,
+        terms: Terms | None = None,
+        login: Login | None = None,
+        sources: Sequence[str] = (),
     ) -> Connection:
-        """Connect and go on to where MAIL may come; with TLS where the host offers it and `tls` is given.
+        """Connect and go on to where MAIL may come: with TLS by these terms, and logged in.
 
-        A host whose handshake fails is asked again without TLS. Raises DialogueError when this address
-        will not do now.
+        We connect from the first of `sources` that is of the target's family, if any is. Raises TlsFailed
+        when TLS is not what the terms ask for, and DialogueError when this address will not do now.
         """
-        try:
-            return await cls(target, helo, timeouts).begin(tls)
-        except TlsFailed:
-            return await cls(target, helo, timeouts).begin(None)
+        connection = cls(target, helo, timeouts)
+        await connection._reach(sources)
+        begin = connection._dialogue.begin(_security(terms), login)
+        await connection._run(begin, terms=terms)
+        return connection
 
     @property
     def reusable(self) -> bool:
@@ -140,22 +164,28 @@ class Connection(asyncio.Protocol):
         self._heard.set()
         self._writable.set()
 
-    async def begin(self, tls: ssl.SSLContext | None) -> Connection:
-        """Connect this one, and go through greeting, EHLO and TLS."""
-        loop = asyncio.get_running_loop()
+    async def _reach(self, sources: Sequence[str]) -> None:
         try:
             async with asyncio.timeout(self._timeouts.connect):
-                await loop.create_connection(lambda: self, self.target.ip, self.target.port)
+                await self._dial(sources)
         except TimeoutError as error:
-            raise DialogueError("no connection in time", "4.4.1") from error
+            raise Unreachable("no connection in time", "4.4.1") from error
         except OSError as error:
             raise DialogueError(f"no connection: {error.strerror or error}", "4.4.1") from error
-        await self._run(self._dialogue.begin(tls=tls is not None), tls=tls)
-        return self
 
-    async def _run(
-        self, talk: Talk[R], *, message: Message | None = None, tls: ssl.SSLContext | None = None
-    ) -> R:
+    async def _dial(self, sources: Sequence[str]) -> None:
+        loop, target = asyncio.get_running_loop(), self.target
+        if target.path:
+            await loop.create_unix_connection(lambda: self, target.path)
+            return
+        family = ipaddress.ip_address(target.ip).version
+        ours = next((one for one in sources if ipaddress.ip_address(one).version == family), None)
+        await loop.create_connection(
+            lambda: self, target.ip, target.port, local_addr=(ours, 0) if ours else None
+        )
+        self.source = self._open().get_extra_info("sockname")[0]
+
+    async def _run(self, talk: Talk[R], *, message: Message | None = None, terms: Terms | None = None) -> R:
         """Do what the dialogue asks for until it is through; whatever goes wrong ends the connection."""
         answer: Any = None
         fault: DialogueError | None = None
@@ -164,7 +194,7 @@ class Connection(asyncio.Protocol):
                 action = talk.throw(fault) if fault else talk.send(answer)
                 fault = None
                 try:
-                    answer = await self._do(action, message, tls)
+                    answer = await self._do(action, message, terms)
                 except DialogueError as error:
                     fault = error
                     self.abort()
@@ -175,9 +205,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             raise
 
-    async def _do(
-        self, action: Any, message: Message | None, tls: ssl.SSLContext | None
-    ) -> RemoteReply | None:
+    async def _do(self, action: Any, message: Message | None, terms: Terms | None) -> RemoteReply | None:
         match action:
             case Say(data):
                 self._say(data)
@@ -188,8 +216,8 @@ class Connection(asyncio.Protocol):
                 return reply
             case Hear():
                 return await self._hear(self._timeouts.command)
-            case Secure() if tls is not None:
-                await self._secure(tls)
+            case Secure() if terms is not None:
+                await self._secure(terms)
             case Pour() if message is not None:
                 return await self._pour(message)
         return None
@@ -212,7 +240,7 @@ class Connection(asyncio.Protocol):
             raise DialogueError("no reply in time") from error
         return reply
 
-    async def _secure(self, tls: ssl.SSLContext) -> None:
+    async def _secure(self, terms: Terms) -> None:
         transport = self._open()
         # Plain bytes behind the reply would be read as if they had come under TLS (RFC 3207 section 5).
         if not self._reader.empty:
@@ -222,15 +250,19 @@ class Connection(asyncio.Protocol):
             secured = await loop.start_tls(
                 transport,
                 self,
-                tls,
-                server_hostname=self.target.host or None,
+                terms.context,
+                server_hostname=terms.name or self.target.host or None,
                 ssl_handshake_timeout=self._timeouts.command,
             )
         except (OSError, ValueError) as error:
-            raise TlsFailed(f"the TLS handshake failed: {error}", "4.7.5") from error
+            raise failure(error) from error
         if secured is None:
-            raise TlsFailed("the connection was lost in the TLS handshake", "4.7.5")
+            raise TlsFailed("the connection was lost in the TLS handshake")
         self._transport = secured
+        link: ssl.SSLObject = secured.get_extra_info("ssl_object")
+        if terms.judge:
+            terms.judge(shown(link))
+        self.tls = described(link)
 
     async def _pour(self, message: Message) -> RemoteReply | None:
         """Send the content block by block; stop where the host answers before its end."""
@@ -265,9 +297,9 @@ class Connection(asyncio.Protocol):
         return self._transport
 
 
-def opportunistic_tls() -> ssl.SSLContext:
-    """Give settings for TLS that beats none: any certificate will do, as plain text would (RFC 7435)."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
+def _security(terms: Terms | None) -> Security:
+    if terms is None:
+        return "none"
+    if terms.implicit:
+        return "implicit"
+    return "required" if terms.required else "may"

@@ -1,89 +1,50 @@
-"""The client's side of an SMTP connection: what to say, and what an answer means (RFC 5321). Pure: no IO.
+"""The client's side of an SMTP or LMTP connection: what to say, and what an answer means. Pure: no IO.
 
-A Dialogue's methods are generators: each yields what the connection has to do (Say, Hear, Secure, Pour) and
-is sent the outcome, or is thrown a DialogueError. The states of a transaction, and what each answer makes:
+The methods of a Dialogue are talks (`talk.py`). The states, and what each answer makes (RFC 5321, RFC 2033):
 
   state      2xx          3xx         4xx              5xx              lost, silent, no SMTP
   greeting   (220) go on  elsewhere   elsewhere        elsewhere        elsewhere
   EHLO       (250) go on  elsewhere   elsewhere        HELO instead     elsewhere
   HELO       (250) go on  elsewhere   elsewhere        elsewhere        elsewhere
   STARTTLS   (220) TLS    in plain    in plain         in plain         elsewhere
+             where TLS is required, "in plain" is elsewhere
+  AUTH       (235) go on  elsewhere   elsewhere        elsewhere        elsewhere
   MAIL       go on        go on       deferred         failed           elsewhere
   RCPT       taken        taken       that one def.    that one failed  deferred
   DATA       deferred     content     deferred         failed           deferred
   final dot  delivered    deferred    deferred         failed           deferred, perhaps a duplicate
+             by LMTP, a reply for each recipient that was taken
 
 "Elsewhere" is a DialogueError: nothing was taken, so the next address may be tried; 421 to MAIL is one too.
-qmail (spec 7.5) sends content after any answer below 400, and fails for good at one without digits.
+The first line's code is the reply's; where lines differ, it counts for no refusal of ours to go on: then the
+host is left, and behind the final dot mail waits. qmail (spec 7.5) sends content after any answer below 400,
+and fails for good at one without digits.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-from gateway.errors import DialogueError, DnsNotFound
+from gateway.errors import DialogueError, DnsNotFound, TlsFailed
 from gateway.services import a_label
+from gateway.smtp.login import log_in
+from gateway.smtp.talk import Hear, Pour, Say, Secure, Verdict, ask, expect
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from gateway.address import Address
-    from gateway.envelope import Result
+    from gateway.smtp.talk import Envelope, Login, Talk
     from gateway.smtp.wire import RemoteReply
 
+#: Whether a dialogue goes under TLS: where it is offered, or else not at all, or from the first byte on.
+Security = Literal["none", "may", "required", "implicit"]
+
 _UNSENDABLE = re.compile(r"[\r\n\0]")
-
-R = TypeVar("R")
-
-
-class Say(NamedTuple):
-    """Send these bytes; everything heard so far must have been taken."""
-
-    data: bytes
-
-
-class Hear(NamedTuple):
-    """Wait for the next reply, and send it in."""
-
-    #: After the final dot a host may think for longer (RFC 5321 section 4.5.3.2.6).
-    final: bool = False
-
-
-class Secure(NamedTuple):
-    """Begin TLS; nothing may have come behind the reply to STARTTLS (RFC 3207 section 4.2)."""
-
-
-class Pour(NamedTuple):
-    """Send the content up to the final dot; send in a reply that came before it, else None."""
-
-
-Talk = Generator[Say | Hear | Secure | Pour, Any, R]
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What one transaction carries besides the content."""
-
-    sender: Address
-    recipients: Sequence[Address]
-    #: Octets of the content; an estimate will do (RFC 1870 section 6).
-    size: int
-    eight_bit: bool = False
-    #: The header holds UTF-8 that its sender declared (RFC 6531).
-    international: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How a transaction ended for one recipient."""
-
-    result: Result
-    status: str
-    text: str
-    reply: str = ""
+#: The value of a parameter that may be passed on (RFC 5321 section 4.1.2, esmtp-value).
+_VALUE = re.compile(r"[!-<>-~][!-~]{0,498}")
 
 
 @dataclass(slots=True)
@@ -115,8 +76,9 @@ class _Tally:
 class Dialogue:
     """What was agreed with one host, and how to go on."""
 
-    def __init__(self, helo: str) -> None:
-        self._helo = helo
+    def __init__(self, helo: str, *, lmtp: bool = False) -> None:
+        self._helo = helo.encode("ascii", "replace")
+        self._lmtp = lmtp
         #: Keyword -> parameters, as EHLO answered.
         self.extensions: dict[str, str] = {}
         self.secure = False
@@ -124,28 +86,32 @@ class Dialogue:
         self.finished = False
         self._dirty = False
 
-    def begin(self, *, tls: bool) -> Talk[None]:
+    def begin(self, tls: Security, login: Login | None = None) -> Talk[None]:
         """Go from the greeting to where MAIL may come. Raises DialogueError when this host will not do."""
-        _expect(220, (yield Hear()), "greeting")
-        yield from self._hello()
-        if not tls or "STARTTLS" not in self.extensions:
-            return
-        reply = yield from _ask(b"STARTTLS")
-        if reply.code == 220:  # noqa: PLR2004
+        if tls == "implicit":
             yield Secure()
             self.secure = True
-            yield from self._hello()
+        expect(220, (yield Hear()), "greeting")
+        yield from self._hello()
+        if tls in ("may", "required"):
+            yield from self._starttls(required=tls == "required")
+        if login:
+            if not self.secure:
+                raise TlsFailed("no password is sent without TLS", "4.7.4", kind="starttls-not-supported")
+            yield from log_in(self.extensions.get("AUTH", ""), login)
 
     def transaction(self, envelope: Envelope) -> Talk[list[Verdict]]:
         """Offer one message; gives a verdict for each recipient.
 
         Raises DialogueError only while the host has taken nothing: another one may be tried then.
         """
+        if envelope.require_tls and not (self.secure and "REQUIRETLS" in self.extensions):
+            raise DialogueError("it does not promise to keep TLS (REQUIRETLS)", "5.7.30")
         tally = _Tally([self._unsendable(envelope, address) for address in envelope.recipients])
         if None in tally.verdicts:
             try:
                 if self._dirty:
-                    _expect(250, (yield from _ask(b"RSET")), "RSET")
+                    expect(250, (yield from ask(b"RSET")), "RSET")
                 self._dirty = True
                 yield from self._offer(envelope, tally)
             except DialogueError as error:
@@ -158,24 +124,35 @@ class Dialogue:
 
     def _hello(self) -> Talk[None]:
         self.extensions = {}
-        name = self._helo.encode("ascii", "replace")
-        reply = yield from _ask(b"EHLO " + name)
-        if reply.code // 100 == 5:  # noqa: PLR2004
-            _expect(250, (yield from _ask(b"HELO " + name)), "HELO")
+        hello = b"LHLO" if self._lmtp else b"EHLO"
+        reply = yield from ask(hello + b" " + self._helo)
+        if reply.code // 100 == 5 and not self._lmtp:  # noqa: PLR2004
+            expect(250, (yield from ask(b"HELO " + self._helo)), "HELO")
             return
-        _expect(250, reply, "EHLO")
+        expect(250, reply, hello.decode())
         for line in reply.lines[1:]:
             keyword, _, parameters = line.strip().partition(" ")
             self.extensions[keyword.upper()] = parameters
 
+    def _starttls(self, *, required: bool) -> Talk[None]:
+        reply = (yield from ask(b"STARTTLS")) if "STARTTLS" in self.extensions else None
+        if reply and reply.code == 220 and not reply.mixed:  # noqa: PLR2004
+            yield Secure()
+            self.secure = True
+            # What was said in plain counts no more (RFC 3207 section 4.2).
+            yield from self._hello()
+        elif required:
+            text = str(reply) if reply else ""
+            raise TlsFailed("it offers no TLS", "4.7.4", text, kind="starttls-not-supported")
+
     def _offer(self, envelope: Envelope, tally: _Tally) -> Talk[None]:
         """Say MAIL, every RCPT and DATA: in one go where the host allows (RFC 2920)."""
         wanted = [i for i, verdict in enumerate(tally.verdicts) if verdict is None]
-        rcpts = [b"RCPT TO:<" + self._wire(envelope.recipients[i]) + b">" for i in wanted]
+        rcpts = [self._rcpt(envelope, i) for i in wanted]
         ahead = "PIPELINING" in self.extensions
         if ahead:
             yield Say(b"\r\n".join([self._mail(envelope), *rcpts, b"DATA", b""]))
-        reply = yield from _ask(b"" if ahead else self._mail(envelope))
+        reply = yield from ask(b"" if ahead else self._mail(envelope))
         if reply.code == 421:  # noqa: PLR2004
             raise DialogueError("it is closing", reply.status, str(reply))
         tally.begun = True
@@ -184,7 +161,7 @@ class Dialogue:
             if not ahead:
                 return
         for index, rcpt in zip(wanted, rcpts, strict=True):
-            reply = yield from _ask(b"" if ahead else rcpt)
+            reply = yield from ask(b"" if ahead else rcpt)
             if tally.verdicts[index] is None:
                 tally.verdicts[index] = _refusal(reply, "the recipient")
                 if tally.verdicts[index] is None:
@@ -193,7 +170,7 @@ class Dialogue:
             yield from self._content(tally, b"" if ahead else b"DATA")
 
     def _content(self, tally: _Tally, command: bytes) -> Talk[None]:
-        reply = yield from _ask(command)
+        reply = yield from ask(command)
         if not tally.taken:
             # A host that takes content for nobody cannot be told to stop but by hanging up.
             self.finished = reply.code < 400  # noqa: PLR2004
@@ -208,9 +185,14 @@ class Dialogue:
             tally.settle(_verdict(early, "the message in its midst", success=0))
             return
         tally.dotted = True
-        reply = yield Hear(final=True)
+        for index in tally.taken if self._lmtp else tally.taken[:1]:
+            reply = yield Hear(final=True)
+            verdict = _final(reply)
+            if self._lmtp:
+                tally.verdicts[index] = verdict
+            else:
+                tally.settle(verdict)
         self._dirty = False
-        tally.settle(_verdict(reply, "the message", success=2))
 
     def _mail(self, envelope: Envelope) -> bytes:
         line = b"MAIL FROM:<" + self._wire(envelope.sender) + b">"
@@ -220,7 +202,22 @@ class Dialogue:
             line += b" BODY=8BITMIME"
         if "SMTPUTF8" in self.extensions and self._is_international(envelope):
             line += b" SMTPUTF8"
-        return line
+        if envelope.require_tls:
+            line += b" REQUIRETLS"
+        return line + self._dsn(envelope.params, "RET", "ENVID")
+
+    def _rcpt(self, envelope: Envelope, index: int) -> bytes:
+        line = b"RCPT TO:<" + self._wire(envelope.recipients[index]) + b">"
+        return (
+            line + self._dsn(envelope.rcpt_params[index], "NOTIFY", "ORCPT") if envelope.rcpt_params else line
+        )
+
+    def _dsn(self, params: Mapping[str, str], *names: str) -> bytes:
+        """Pass on what the sender wants to be told, as it was given (RFC 3461 section 5.2)."""
+        if "DSN" not in self.extensions:
+            return b""
+        given = ((name, params.get(name, "")) for name in names)
+        return b"".join(f" {name}={value}".encode() for name, value in given if _VALUE.fullmatch(value))
 
     def _is_international(self, envelope: Envelope) -> bool:
         addresses = (envelope.sender, *envelope.recipients)
@@ -251,18 +248,10 @@ class Dialogue:
         return None
 
 
-def _ask(line: bytes) -> Talk[RemoteReply]:
-    """Say a command and hear the reply; b"" is a command that was sent ahead."""
-    if line:
-        yield Say(line + b"\r\n")
-    reply: RemoteReply = yield Hear()
-    return reply
-
-
-def _expect(code: int, reply: RemoteReply, command: str) -> None:
-    if reply.code != code:
-        status = reply.status if reply.status.startswith("4") else "4.5.0"
-        raise DialogueError(f"it refused us at {command}", status, str(reply))
+def _final(reply: RemoteReply) -> Verdict:
+    if reply.mixed:
+        return Verdict("deferred", "4.5.0", "the host said two things at once", str(reply))
+    return _verdict(reply, "the message", success=2)
 
 
 def _refusal(reply: RemoteReply, what: str) -> Verdict | None:

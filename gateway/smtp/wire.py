@@ -29,6 +29,8 @@ class RemoteReply:
 
     code: int
     lines: tuple[str, ...]
+    #: Lines had different codes (RFC 5321 section 4.2.1 forbids that); `code` is the first one's.
+    mixed: bool = False
 
     def __str__(self) -> str:
         return f"{self.code} " + "\n".join(self.lines)[:KEPT]
@@ -49,6 +51,7 @@ class ReplyReader:
         self._buffer = b""
         self._lines: list[str] = []
         self._code = 0
+        self._mixed = False
         self._replies: deque[RemoteReply] = deque()
         self._unread = 0
 
@@ -86,10 +89,11 @@ class ReplyReader:
         if not match:
             raise DialogueError("its reply is no SMTP", "4.5.0", _printable(line)[:KEPT])
         if not self._lines:
-            self._code = int(match[1])
+            self._code, self._mixed = int(match[1]), False
+        self._mixed = self._mixed or int(match[1]) != self._code
         self._lines.append(_printable(match[3] or b""))
         if match[2] != b"-":
-            self._replies.append(RemoteReply(self._code, tuple(self._lines)))
+            self._replies.append(RemoteReply(self._code, tuple(self._lines), self._mixed))
             self._lines = []
 
 

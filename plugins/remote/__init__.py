@@ -1,21 +1,23 @@
-"""remote: deliver to other hosts by SMTP. Replaces qmail-rspawn and qmail-remote.
+"""remote: deliver to other hosts by SMTP or LMTP. Replaces qmail-rspawn and qmail-remote.
 
-Options: `routes` and `file` (control/smtproutes in qmail's syntax; inline wins), `helo` (control/helohost),
-`tls`, `timeout_connect`, `timeout`, `timeout_final` (control/timeoutconnect, timeoutremote), `recipients`.
+Options: `routes` and `file` (control/smtproutes in qmail's syntax; inline wins), `senders`, `helo`
+(control/helohost), `tls`, `ca_file`, `source`, `timeout_connect`, `timeout`, `timeout_final`
+(control/timeoutconnect, timeoutremote), `recipients`.
 
-Mail goes to the hosts of the domain's route, else to its MX, else to its address; never back to this host,
-unless a route says so. The first host that lets us say MAIL decides. Every recipient gets its own outcome.
-`routes` is looked up at each attempt, so a changed route counts for mail that waits, too.
+Mail goes to the hosts of the domain's route, else of the sender's, else to its MX, else to its address; never
+back to this host, unless a route says so. The first host that lets us say MAIL decides. Every recipient gets
+its own outcome. Routes and policies are looked up at each attempt, so changes count for mail that waits.
 
-Events: the dispatcher tells `delivery.*` from the outcomes; `peer`, `reply` and `status` come from here.
+Events: `tls.established`, `tls.failed`. The dispatcher tells `delivery.*` from the outcomes; `peer`, `reply`
+and `status` come from here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gateway import (
     Address,
@@ -29,14 +31,20 @@ from gateway import (
     hookimpl,
     own_addresses,
 )
-from gateway.smtp import Connection, Envelope, Timeouts, Verdict, opportunistic_tls
+from gateway.smtp import Envelope, Timeouts, Verdict
 
+from .backoff import Backoff
+from .connecting import Connector
 from .hosts import find_targets
 from .idle import Idle
-from .routes import Domain, Hop, Relay, find_hop, read_routes
+from .mta_sts import MtaSts
+from .relay import Domain, Policy, Relay, Sender, Source
+from .routes import Hop, Routes, read_routes
+from .tls import Guard
 
 if TYPE_CHECKING:
     from gateway import Context, Delivery, EntryRecipient, Recipient
+    from gateway.smtp import Connection
 
 #: Addresses of one domain that one attempt may try.
 ADDRESSES = 10
@@ -46,18 +54,30 @@ LONGEST = 3600
 SLOWEST = 1000
 
 
+def _for_all(value: Any) -> Any:
+    return {"": value} if isinstance(value, str) else value
+
+
 class Settings(Section):
     """Where mail for other hosts goes, and how patiently."""
 
-    #: Domain, `.domain` for all below it, or "" for all others, to `host`, `host:port` or `{hosts: [...]}`,
-    #: which are tried in order; "" as the host means the domain's MX.
+    #: Domain, `.domain` for all below it, or "" for all others, to `host`, `host:port`, `lmtp:host`,
+    #: `lmtp:unix:/path` or `{hosts: [...]}`, which are tried in order; "" as the host means the domain's MX.
     routes: dict[Domain, Relay] = {}
     #: A file of such routes, in the syntax of qmail's control/smtproutes.
     file: str = ""
+    #: Sender (`ann@example.org`, `example.org`, `.example.org`) to hosts, for domains without a route; the
+    #: route "" counts after these.
+    senders: dict[Sender, Relay] = {}
     #: The name that we greet with; the gateway's hostname when empty.
     helo: str = Field(default="", pattern=r"^[!-~]*$")
-    #: `may`: under TLS where the other host offers it, else in plain; `none`: always in plain.
-    tls: Literal["may", "none"] = "may"
+    #: What TLS has to be like, for all or by domain: `none`, `may` (where it is offered), `encrypt`,
+    #: `verify`, `dane`, `mta-sts`. What is not named is `may`.
+    tls: Annotated[dict[Domain, Policy], BeforeValidator(_for_all)] = {}
+    #: Authorities whose certificates count, in PEM; those of the system when empty.
+    ca_file: str = ""
+    #: Our addresses to connect from, one for each family.
+    source: list[Source] = []
     #: How long a connection may take.
     timeout_connect: Duration = Field(default=60.0, gt=0)
     #: How long each reply, and each block of a message, may take.
@@ -73,17 +93,26 @@ class Remote(Plugin[Settings]):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._routes = read_routes(self) | self.settings.routes
+        settings = self.settings
+        routes = read_routes(self) | settings.routes
+        self._routes = Routes(routes, settings.senders, settings.tls, settings.source)
         self._idle = Idle()
-        self._tls = opportunistic_tls() if self.settings.tls == "may" else None
-        self._timeouts = Timeouts(
-            self.settings.timeout_connect, self.settings.timeout, self.settings.timeout_final
+        authorities = str(self.site.base / settings.ca_file) if settings.ca_file else ""
+        guard = Guard(self.dns, self.clock, authorities)
+        folder = self.site.state / self.stem / "mta-sts"
+        self._connector = Connector(
+            settings.helo or self.site.hostname,
+            Timeouts(settings.timeout_connect, settings.timeout, settings.timeout_final),
+            guard,
+            MtaSts(self.dns, self.clock, lambda: guard.authorities, folder),
+            Backoff(self.counters, self.clock),
+            self.emit,
         )
 
     @hookimpl
     def route(self, recipient: Recipient) -> Route:
         """Send on whatever has come this far."""
-        hop = find_hop(self._routes, recipient.address)
+        hop = self._routes.hop(recipient.address)
         return Route("remote", "remote", destination=str(hop), rule=hop.rule)
 
     @hookimpl
@@ -91,7 +120,8 @@ class Remote(Plugin[Settings]):
         """Try each recipient, those with the same next hop in one transaction."""
         hops: dict[Hop, list[EntryRecipient]] = {}
         for recipient in delivery.recipients:
-            hops.setdefault(find_hop(self._routes, recipient.recipient.address), []).append(recipient)
+            hop = self._routes.hop(recipient.recipient.address, delivery.sender)
+            hops.setdefault(hop, []).append(recipient)
         outcomes: list[Outcome] = []
         for hop, recipients in hops.items():
             for start in range(0, len(recipients), self.settings.recipients):
@@ -126,7 +156,8 @@ class Remote(Plugin[Settings]):
         self, hop: Hop, envelope: Envelope, delivery: Delivery
     ) -> tuple[list[Verdict], Connection | None]:
         """Offer the message to one host after the other until one of them decides."""
-        while connection := self._idle.take(str(hop)):
+        # A connection that waits may have been made on terms that are too weak for REQUIRETLS.
+        while not envelope.require_tls and (connection := self._idle.take(hop)):
             try:
                 return await self._use(connection, hop, envelope, delivery), connection
             except DialogueError as error:
@@ -134,41 +165,50 @@ class Remote(Plugin[Settings]):
         found = await find_targets(self.dns, hop, own_addresses)
         if isinstance(found, Verdict):
             return [found] * len(envelope.recipients), None
-        faults: list[str] = []
-        status, reply = "4.4.1", ""
-        for target in found[:ADDRESSES]:
+        sts = await self._connector.policy(hop, strict=envelope.require_tls)
+        faults: list[tuple[str, DialogueError]] = []
+        for candidate in found[:ADDRESSES]:
             try:
-                connection = await Connection.connect(
-                    target, self.settings.helo or self.site.hostname, self._timeouts, self._tls
-                )
+                connection = await self._connector.connect(hop, candidate, sts, strict=envelope.require_tls)
                 return await self._use(connection, hop, envelope, delivery), connection
             except DialogueError as error:
-                faults.append(
-                    f"{target}: {error}" + (f"\nThe host said: {error.reply}" if error.reply else "")
-                )
-                status, reply = error.status, error.reply
-        verdict = Verdict("deferred", status, "\n".join(faults), reply)
-        return [verdict] * len(envelope.recipients), None
+                faults.append((str(candidate.target), error))
+        return [_nobody(faults)] * len(envelope.recipients), None
 
     async def _use(
         self, connection: Connection, hop: Hop, envelope: Envelope, delivery: Delivery
     ) -> list[Verdict]:
         verdicts = await connection.send(envelope, delivery.entry.message)
-        self._idle.put(str(hop), connection)
+        self._idle.put(hop, connection)
         return verdicts
+
+
+def _nobody(faults: list[tuple[str, DialogueError]]) -> Verdict:
+    """Say why no host would do: for now, unless each one's reason is for good."""
+    lines = [
+        f"{peer}: {error}" + (f"\nThe host said: {error.reply}" if error.reply else "")
+        for peer, error in faults
+    ]
+    passing = [error for _, error in faults if error.status.startswith("4")]
+    last = (passing or [error for _, error in faults])[-1]
+    return Verdict("deferred" if passing else "failed", last.status, "\n".join(lines), last.reply)
 
 
 def _envelope(delivery: Delivery, recipients: list[EntryRecipient]) -> Envelope:
     message = delivery.entry.message
     header = message.header.isascii()
     seven_bit = header and not isinstance(message.body, FileBody) and message.body.isascii()
+    params = delivery.entry.params
     return Envelope(
         # qmail's mark of a double bounce means something to qmail alone.
         sender=Address("") if delivery.sender == "#@[]" else delivery.sender,
         recipients=[recipient.recipient.address for recipient in recipients],
         size=message.size,
         eight_bit=not seven_bit,
-        international="SMTPUTF8" in delivery.entry.params and not header,
+        international="SMTPUTF8" in params and not header,
+        require_tls="REQUIRETLS" in params,
+        params=params,
+        rcpt_params=[recipient.recipient.params for recipient in recipients],
     )
 
 

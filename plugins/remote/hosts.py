@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway import DnsNotFound, DnsTemporary, Endpoint, is_ip
+from gateway import DnsNotFound, DnsTemporary, Exchangers, Located, is_ip
 from gateway.smtp import Target, Verdict
 
-from .routes import SMTP
+from .relay import SMTP, Host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -21,23 +22,39 @@ if TYPE_CHECKING:
 
 #: MX records beyond these, best first, are not looked at; nor are addresses of one of them.
 EXCHANGERS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One address to try, and what DNSSEC says of the way to it."""
+
+    target: Target
+    #: That this host takes the mail is beyond doubt: a validated MX record says so, or a route of ours.
+    chosen: bool
+    #: Its address was validated.
+    located: bool
+    #: The name that the address stands at, which is another one behind an alias.
+    name: str
+
+
 #: Preference, and where to connect.
-Ranked = tuple[int, Target]
+Ranked = tuple[int, Candidate]
 
 
-async def find_targets(dns: Dns, hop: Hop, own: Callable[[], Collection[str]]) -> list[Target] | Verdict:
+async def find_targets(dns: Dns, hop: Hop, own: Callable[[], Collection[str]]) -> list[Candidate] | Verdict:
     """Give the addresses to try, best first, or the verdict when there are none."""
     if hop.hosts:
-        found, doubt = await _resolve(dns, [(0, host) for host in hop.hosts])
+        found, doubt = await _resolve(dns, [(0, host) for host in hop.hosts], chosen=True)
         if found:
-            return [target for _, target in found]
+            return [candidate for _, candidate in found]
         why = "DNS gives no answer for" if doubt else "DNS knows no address of"
         return Verdict("deferred", "4.4.3", f"{why} the hosts of the route: {hop}")
-    exchangers = await _exchangers(dns, hop.domain)
-    if isinstance(exchangers, Verdict):
-        return exchangers
-    hosts = [(preference, _endpoint(host)) for preference, host in exchangers[:EXCHANGERS]]
-    found, doubt = await _resolve(dns, hosts)
+    looked_up = await _exchangers(dns, hop.domain)
+    if isinstance(looked_up, Verdict):
+        return looked_up
+    exchangers, secure = looked_up
+    hosts = [(preference, Host(host, SMTP)) for preference, host in exchangers[:EXCHANGERS]]
+    found, doubt = await _resolve(dns, hosts, chosen=secure)
     if found:
         return without_self(found, own()) or Verdict(
             "failed", "5.4.6", f"mail for {hop.domain} should be delivered here, but is not set up to be"
@@ -49,38 +66,42 @@ async def find_targets(dns: Dns, hop: Hop, own: Callable[[], Collection[str]]) -
     return Verdict("failed", "5.4.4", f"no mail host of {hop.domain} has an address")
 
 
-def without_self(found: list[Ranked], own: Collection[str]) -> list[Target]:
+def without_self(found: list[Ranked], own: Collection[str]) -> list[Candidate]:
     """Leave out this host, and all that are no better than it, so that mail never comes back."""
-    best = min((preference for preference, target in found if _is_own(target.ip, own)), default=None)
-    return [target for preference, target in found if best is None or preference < best]
+    best = min((preference for preference, one in found if _is_own(one.target.ip, own)), default=None)
+    return [one for preference, one in found if best is None or preference < best]
 
 
-async def _exchangers(dns: Dns, domain: str) -> list[tuple[int, str]] | Verdict:
-    """Give (preference, host) of a domain, best first, equals in random order."""
+async def _exchangers(dns: Dns, domain: str) -> Exchangers | Verdict:
+    """Give (preference, host) of a domain, best first, equals in random order.
+
+    Without an MX record the domain itself is the host, and nobody chose it (RFC 7672 section 2.2.2).
+    """
     if not domain:
         return Verdict("failed", "5.1.3", "the address has no domain")
     if domain.startswith("["):
         ip = domain[1:-1].removeprefix("ipv6:")
         if domain.endswith("]") and is_ip(ip) and (":" in ip) == domain.startswith("[ipv6:"):
-            return [(0, ip)]
+            return Exchangers([(0, ip)], secure=True)
         return Verdict("failed", "5.1.3", f"{domain} is no address of a host")
     if is_ip(domain):
-        return [(0, domain)]
+        return Exchangers([(0, domain)], secure=True)
     try:
-        found = await dns.mx(domain)
+        found, secure = await dns.exchangers(domain)
     except DnsNotFound:
-        return [(0, domain)]
+        return Exchangers([(0, domain)], secure=True)
     except DnsTemporary as error:
         return Verdict("deferred", "4.4.3", f"DNS gives no answer for {domain}: {error}")
     if all(host == "" for _, host in found):
         return Verdict("failed", "5.1.10", f"{domain} takes no mail (null MX)")
     random.SystemRandom().shuffle(found)
-    return sorted(((preference, host) for preference, host in found if host), key=lambda pair: pair[0])
+    ranked = sorted(((preference, host) for preference, host in found if host), key=lambda pair: pair[0])
+    return Exchangers(ranked, secure)
 
 
-async def _resolve(dns: Dns, hosts: list[tuple[int, Endpoint]]) -> tuple[list[Ranked], bool]:
+async def _resolve(dns: Dns, hosts: list[tuple[int, Host]], *, chosen: bool) -> tuple[list[Ranked], bool]:
     """Look the addresses of all hosts up; tells also whether an answer was in doubt."""
-    answers = await asyncio.gather(*(dns.addresses(host.host) for _, host in hosts), return_exceptions=True)
+    answers = await asyncio.gather(*(_locate(dns, host) for _, host in hosts), return_exceptions=True)
     found: list[Ranked] = []
     doubt = False
     for (preference, host), answer in zip(hosts, answers, strict=True):
@@ -91,12 +112,14 @@ async def _resolve(dns: Dns, hosts: list[tuple[int, Endpoint]]) -> tuple[list[Ra
         elif isinstance(answer, BaseException):
             raise answer
         else:
-            found += [(preference, Target(host.host, ip, host.port)) for ip in answer[:EXCHANGERS]]
+            for ip in answer.ips[:EXCHANGERS]:
+                target = Target(host.host, ip, host.port, host.lmtp, host.path)
+                found.append((preference, Candidate(target, chosen, answer.secure, answer.name)))
     return found, doubt
 
 
-def _endpoint(host: str) -> Endpoint:
-    return Endpoint(host, SMTP)
+async def _locate(dns: Dns, host: Host) -> Located:
+    return Located([""]) if host.path else await dns.located(host.host)
 
 
 def _is_own(ip: str, own: Collection[str]) -> bool:

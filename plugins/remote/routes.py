@@ -1,85 +1,93 @@
-"""Routes: which hosts stand in for a domain's MX (qmail spec 1.11 and 7.1)."""
+"""Routes: which way mail for a domain goes (qmail spec 1.11 and 7.1)."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from gateway import ConfigError, Place, Problem, controls, is_ip, lower
+from gateway.smtp import Login
 
-from gateway import ConfigError, DnsNotFound, Endpoint, Place, Problem, a_label, controls, is_ip, lower
+from .relay import Host, Policy, Relay, as_key, parse_host
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from gateway import Address, Plugin
-
-SMTP = 25
-_HOST = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\s:\[\]*/@]+))(?::(\d{1,5}))?")
-
-
-def parse_host(value: Any) -> Endpoint:
-    """Read `host`, `host:port`, `192.0.2.1`, `[2001:db8::1]:25`; no port is 25. Raises ValueError."""
-    text = str(value)
-    if is_ip(text):
-        return Endpoint(text, SMTP)
-    match = _HOST.fullmatch(text)
-    if not match or (match[1] and not is_ip(match[1])) or not 0 < int(match[3] or SMTP) < 2**16:
-        raise ValueError("write a host as mx.example.org, mx.example.org:26, 192.0.2.1 or [2001:db8::1]:25")
-    return Endpoint(match[1] or match[2], int(match[3] or SMTP))
-
-
-def parse_key(text: str) -> str:
-    """Write a route's domain as it is looked up. Raises ValueError."""
-    if re.search(r"[\s@:]", text) and not text.startswith("["):
-        raise ValueError(
-            f'{text!r} is no domain: write example.org, .example.org for all below it, or "" for all'
-        )
-    return _as_key(text)
-
-
-Host = Annotated[Endpoint, BeforeValidator(parse_host), PlainSerializer(str)]
-Domain = Annotated[str, AfterValidator(parse_key)]
-
-
-class Relay(BaseModel):
-    """The hosts that mail for a domain is given to."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    #: Tried in order when one cannot be reached; none at all means the domain's MX.
-    hosts: tuple[Host, ...]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"hosts": (value,) if value else ()}
-        return value
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """Where mail for a domain goes next: to these hosts, or to the domain's MX when there are none."""
+    """Where mail goes next: to these hosts, or to the domain's MX when there are none.
 
-    hosts: tuple[Endpoint, ...]
+    Mail that shares a hop may share a connection, so all that a connection depends on is in here.
+    """
+
+    hosts: tuple[Host, ...]
     #: "" when hosts are given, so that domains with one route share a hop.
     domain: str
+    tls: Policy = "may"
+    implicit: bool | None = None
+    login: Login | None = None
+    sources: tuple[str, ...] = ()
     rule: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return ",".join(map(str, self.hosts)) or self.domain
 
 
-def find_hop(routes: Mapping[str, Relay], address: Address) -> Hop:
-    """Find the next hop: the first key that is there decides, as in smtproutes."""
-    domain = _as_key(address.domain)
-    for key in (*controls.domain_keys(domain), ""):
-        if key in routes:
-            hosts = routes[key].hosts
-            return Hop(hosts, "" if hosts else domain, f'remote.routes: "{key}"')
-    return Hop((), domain)
+class Routes:
+    """Finds the next hop by recipient, and where the recipient's domain has no route, by sender."""
+
+    def __init__(
+        self,
+        routes: Mapping[str, Relay],
+        senders: Mapping[str, Relay] | None = None,
+        policies: Mapping[str, Policy] | None = None,
+        sources: Sequence[str] = (),
+    ) -> None:
+        self._routes = routes
+        self._senders = senders or {}
+        self._policies = policies or {}
+        self._sources = tuple(sources)
+
+    def hop(self, address: Address, sender: Address | None = None) -> Hop:
+        """Find the next hop: the first key that is there decides, as in smtproutes."""
+        domain = as_key(address.domain)
+        keys = list(controls.domain_keys(domain))
+        for table, name, candidates in (
+            (self._routes, "routes", keys),
+            (self._senders, "senders", _sender_keys(sender)),
+            (self._routes, "routes", [""]),
+        ):
+            for key in candidates:
+                if key in table:
+                    return self._by(table[key], domain, f'remote.{name}: "{key}"')
+        return Hop((), domain, self._policy(domain), sources=self._sources)
+
+    def _by(self, relay: Relay, domain: str, rule: str) -> Hop:
+        login = Login(relay.user, relay.password.get_secret_value()) if relay.user else None
+        return Hop(
+            relay.hosts,
+            "" if relay.hosts else domain,
+            relay.tls or ("verify" if login else self._policy(domain)),
+            relay.implicit,
+            login,
+            relay.source or self._sources,
+            rule,
+        )
+
+    def _policy(self, domain: str) -> Policy:
+        keys = [*controls.domain_keys(domain), ""]
+        return next((self._policies[key] for key in keys if key in self._policies), "may")
+
+
+def _sender_keys(sender: Address | None) -> list[str]:
+    if not sender:
+        return []
+    domain = as_key(sender.domain)
+    return [f"{lower(sender.local_part)}@{domain}", *controls.domain_keys(domain)]
 
 
 def read_routes(plugin: Plugin[Any]) -> dict[str, Relay]:
@@ -97,22 +105,13 @@ def read_routes(plugin: Plugin[Any]) -> dict[str, Relay]:
     # The key of a literal, `[1.2.3.4]:host`, holds no colon; that of an IPv6 literal cannot be written.
     for key, (number, value) in controls.colon_map(lines).items():
         try:
-            routes[_as_key(key)] = Relay(hosts=_file_hosts(value))
+            routes[as_key(key)] = Relay(hosts=_file_hosts(value))
         except ValueError as error:
             raise ConfigError(Problem(str(error), Place(str(path), number))) from error
     return routes
 
 
-def _file_hosts(value: str) -> tuple[Endpoint, ...]:
+def _file_hosts(value: str) -> tuple[Host, ...]:
     """Read `host:port` of smtproutes, where letters behind the port do not count (qmail spec 7.1)."""
     value = re.sub(r"(:\d+)[^\]]*$", r"\1", value.strip()) if not is_ip(value) else value
     return (parse_host(value),) if value else ()
-
-
-def _as_key(domain: str) -> str:
-    dot = "." if domain.startswith(".") else ""
-    rest = lower(domain[len(dot) :])
-    try:
-        return dot + (rest if rest.isascii() else a_label(rest))
-    except DnsNotFound:
-        return dot + rest

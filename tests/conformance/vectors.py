@@ -16,6 +16,7 @@ import structlog
 import yaml
 
 from gateway.chain import Chain
+from gateway.counters import Counters
 from gateway.hookspecs import SPECS
 from gateway.loader import Loader, bundled_folder, discover, steps_of
 from gateway.plugin import Services, Site
@@ -80,7 +81,8 @@ def compare(request, group, case, found, wanted):
 
 def chain_of(folder, conf, *stems, hostname="me.example"):
     """Build a chain of bundled plugins from a configuration; gives it and the plugins by stem."""
-    services = Services(FakeClock(), FakeDns(), None)
+    clock = FakeClock()
+    services = Services(clock, FakeDns(), Counters(clock))
     site = Site(hostname, "postmaster@elsewhere.example", folder, folder, 604800.0)
     tree = Tree.parse({"conf.d/test.yaml": json.dumps(conf)}, folder)
     loader = Loader(services, lambda _event: None, structlog.get_logger)

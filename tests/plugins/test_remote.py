@@ -181,9 +181,9 @@ def find(chain_of, zones):
     hosts = part_of("hosts")
 
     async def found(domain):
-        hop = part_of("routes").find_hop({}, Address(f"u@{domain}"))
+        hop = part_of("routes").Routes({}).hop(Address(f"u@{domain}"))
         answer = await hosts.find_targets(chain.dns, hop, lambda: {"203.0.113.77", "fd00::77"})
-        return [target.ip for target in answer] if isinstance(answer, list) else answer.status
+        return [one.target.ip for one in answer] if isinstance(answer, list) else answer.status
 
     return found
 

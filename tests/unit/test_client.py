@@ -15,14 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.address import Address
-from gateway.errors import DialogueError
+from gateway.errors import DialogueError, TlsFailed
 from gateway.message import FileBody, Message
-from gateway.smtp import Connection, Envelope, Target, Timeouts, opportunistic_tls
+from gateway.smtp import Connection, Envelope, Target, Terms, Timeouts, unverified
 from gateway.smtp.wire import UNREAD, ReplyReader, encode_content
 from gateway.testing.hosts import ScriptedHost
 
 MESSAGE = Message.parse(b"Subject: t\n\nbody\n")
 PATIENCE = Timeouts(connect=5, command=5, final=5)
+MAY = Terms(unverified())
+MUST = Terms(unverified(), required=True)
 EXTENDED = (
     "250-host.example\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 STARTTLS"
 )
@@ -482,7 +484,7 @@ def certificate(tmp_path_factory):
 async def test_tls_is_used_where_it_is_offered_and_ehlo_said_again(certificate):
     script = {"EHLO": [EXTENDED, "250-host.example\r\n250 8BITMIME"], "STARTTLS": "220 go"}
     async with ScriptedHost(script, tls=certificate) as host:
-        connection = await connect(host, tls=opportunistic_tls())
+        connection = await connect(host, tls=MAY)
         assert connection.secure
         assert results(await connection.send(envelope(), MESSAGE)) == [("delivered", "2.0.0")]
         connection.quit()
@@ -495,7 +497,7 @@ def test_all_of_it_works_on_uvloop_too(certificate, tmp_path):
     async def dialogues():
         await test_tls_is_used_where_it_is_offered_and_ehlo_said_again(certificate)
         await test_what_comes_behind_the_reply_to_starttls_is_refused(certificate, "250 fake")
-        await test_a_host_whose_handshake_fails_is_asked_again_in_plain()
+        await test_a_handshake_that_fails_ends_the_connection(MUST)
         await test_a_big_body_is_streamed_from_its_file(tmp_path)
         await test_a_reply_of_100_megabytes_is_cut_off()
 
@@ -515,30 +517,43 @@ async def test_what_comes_behind_the_reply_to_starttls_is_refused(certificate, i
 
     async with ScriptedHost({"EHLO": EXTENDED, "STARTTLS": inject}, tls=certificate) as host:
         with pytest.raises(DialogueError, match="before TLS"):
-            await offer(host, tls=opportunistic_tls())
+            await offer(host, tls=MAY)
     assert host.connections == 1
 
 
 @pytest.mark.parametrize("answer", ["454 4.7.0 not now", "502 no"])
 async def test_a_host_that_takes_back_its_offer_of_tls_is_served_in_plain(answer):
     async with ScriptedHost({"EHLO": EXTENDED, "STARTTLS": answer}) as host:
-        assert results(await offer(host, tls=opportunistic_tls())) == [("delivered", "2.0.0")]
+        assert results(await offer(host, tls=MAY)) == [("delivered", "2.0.0")]
     assert host.connections == 1
 
 
-async def test_a_host_whose_handshake_fails_is_asked_again_in_plain():
-    async def garbage(writer):
-        writer.write(b"220 go\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.05)
-        writer.write(b"this is no TLS at all\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.05)
-        writer.close()
+@pytest.mark.parametrize("answer", ["454 4.7.0 not now", "502 no", "220-go\r\n250 on"])
+@pytest.mark.parametrize("ehlo", [EXTENDED, "250 host.example"])
+async def test_where_tls_is_required_nothing_is_sent_in_plain(answer, ehlo):
+    async with ScriptedHost({"EHLO": ehlo, "STARTTLS": answer}) as host:
+        with pytest.raises(TlsFailed) as caught:
+            await offer(host, tls=MUST)
+    assert caught.value.kind == "starttls-not-supported"
+    assert not any(line.startswith("MAIL") for line in host.commands)
 
+
+async def garbage(writer):
+    writer.write(b"220 go\r\n")
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    writer.write(b"this is no TLS at all\r\n")
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    writer.close()
+
+
+@pytest.mark.parametrize("terms", [MAY, MUST])
+async def test_a_handshake_that_fails_ends_the_connection(terms):
     async with ScriptedHost({"EHLO": EXTENDED, "STARTTLS": garbage}) as host:
-        assert results(await offer(host, tls=opportunistic_tls())) == [("delivered", "2.0.0")]
-    assert host.connections == 2
+        with pytest.raises(TlsFailed):
+            await offer(host, tls=terms)
+    assert host.commands == ["EHLO me.example", "STARTTLS"]
 
 
 # A real host
