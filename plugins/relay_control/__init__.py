@@ -2,10 +2,10 @@
 
 Replaces tcpserver's rules with RELAYCLIENT and DATABYTES.
 
-Options: `clients` (networks, forward-confirmed host names, or either with limits of their own) and `rules`
-(a file of tcprules, source or cdb, seen anew when it changes). Nobody may relay by default. A deny in the
-rules wins over everything. A client's name is looked up only when an entry needs it, and any doubt about it
-means no relay.
+Options: `clients` (networks, forward-confirmed host names, or either with limits of their own), `rules`
+(a file of tcprules, source or cdb, seen anew when it changes), `logins` and `certificates`. By default only
+clients that have logged in may relay. A deny in the rules wins over everything. A client's name is looked up
+only when an entry needs it, and any doubt about it means no relay.
 
 Refusals have the reason `denied` (by the rules), `dns` (a rule needs a name that cannot be looked up now) or
 `rate` (over `max_rate`). Where this plugin has no opinion, the others of the stage decide.
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BeforeValidator
 
 from gateway import Accept, Defer, DnsTemporary, Plugin, Reject, Section, controls, hookimpl, lower
 
@@ -29,6 +31,16 @@ if TYPE_CHECKING:
 USED = frozenset({"RELAYCLIENT", "DATABYTES"})
 
 
+def _fingerprint(value: object) -> str:
+    text = str(value).upper()
+    if not re.fullmatch(r"([0-9A-F]{2}:){31}[0-9A-F]{2}", text):
+        raise ValueError("should be what `openssl x509 -noout -fingerprint -sha256` prints behind the `=`")
+    return text
+
+
+Fingerprint = Annotated[str, BeforeValidator(_fingerprint)]
+
+
 class Settings(Section):
     """Who may relay."""
 
@@ -36,6 +48,10 @@ class Settings(Section):
     clients: list[Client] = []
     #: A file of tcpserver rules: the source that tcprules reads, or the cdb that it makes.
     rules: str = ""
+    #: Clients that have logged in may send to anywhere.
+    logins: bool = True
+    #: Fingerprints (SHA-256) of client certificates that may; `tls.client_ca` must know their authority.
+    certificates: list[Fingerprint] = []
 
 
 @dataclass(slots=True)
@@ -79,13 +95,11 @@ class RelayControl(Plugin[Settings]):
         if session is None:
             return None
         rule = await self._rule(session)
-        if rule is None:
-            return await self._by_clients(transaction, session, recipient)
-        if not rule.allow:
+        if rule is not None and not rule.allow:
             return _denied(rule, doubt=self.state(session, Known).doubt)
-        suffix = rule.value("RELAYCLIENT")
-        if suffix is None:
-            return await self._by_clients(transaction, session, recipient)
+        suffix = rule.value("RELAYCLIENT") if rule else None
+        if rule is None or suffix is None:
+            return self._by_proof(session) or await self._by_clients(transaction, session, recipient)
         # The value is appended as it stands (qmail spec 2.3), so that a fixup domain can take the mail over.
         renamed = recipient.at(f"{recipient.address}{suffix}", rule=str(rule.place)) if suffix else None
         return Accept(recipient=renamed, rule=str(rule.place))
@@ -103,6 +117,14 @@ class RelayControl(Plugin[Settings]):
         rules = self._file.get()
         name = await self._name(session) if rules.wants_name(str(ip)) else ""
         return rules.find(str(ip), name or None)
+
+    def _by_proof(self, session: Session) -> Accept | None:
+        """Accept who has proved who he is."""
+        if session.user and self.settings.logins:
+            return Accept(rule=str(self.place("logins") or "relay_control.logins"))
+        if session.certificate in self.settings.certificates:
+            return Accept(rule=str(self.place("certificates")))
+        return None
 
     async def _by_clients(
         self, transaction: Transaction, session: Session, recipient: Recipient
