@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from gateway.settings.units import Network as Network
     from gateway.settings.units import Size as Size
     from gateway.settings.units import parse_network as parse_network
+    from gateway.when import When as When
+    from gateway.when import mail_of as mail_of
 
 #: name -> the module it lives in; "" is a module that is a door itself.
 _HOME = {
@@ -122,12 +124,14 @@ _HOME = {
     "TlsFailed": "errors",
     "Transaction": "envelope",
     "Unreachable": "errors",
+    "When": "when",
     "a_label": "services",
     "controls": "",
     "events": "",
     "first_id": "envelope",
     "hookimpl": "hookspecs",
     "lower": "address",
+    "mail_of": "when",
     "is_ip": "services",
     "new_id": "envelope",
     "own_addresses": "interfaces",

@@ -175,6 +175,8 @@ class Transaction:
     #: A stage said Discard: the client hears yes, nothing is queued.
     discarded: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
+    #: What plugins store with the message: stem -> their own object; use `Plugin.saved`.
+    saved: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

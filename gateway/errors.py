@@ -23,6 +23,7 @@ GatewayError
 ├── MilterError           the other side of a milter connection was lost, or broke the protocol
 ├── ListenError           a listener cannot have its address
 ├── LinkLost              another process of the gateway has ended
+├── IsolationError        a plugin's own thread or process cannot be asked now
 └── ControlError          no running gateway, or it refused a command
 """
 
@@ -169,6 +170,10 @@ class ListenError(GatewayError):
 
 class LinkLost(GatewayError):
     """Another process of this gateway has ended, and what was asked of it is not known."""
+
+
+class IsolationError(GatewayError):
+    """A plugin's own thread or process cannot be asked now."""
 
 
 class ControlError(GatewayError):

@@ -127,6 +127,32 @@ class GatewayStopped(Event):
     seconds: float = 0.0
 
 
+@event("worker.started")
+class WorkerStarted(Event):
+    """A worker serves and delivers, at the gateway's start or after it had died."""
+
+    #: Its stream of events, and its part of the queue.
+    worker: str = ""
+    pid: int = 0
+
+
+@event("worker.died", "security", "error")
+class WorkerDied(Event):
+    """A worker has ended by itself, or was killed since it had frozen; it is started again.
+
+    `reason` is frozen, died or refused (it could not be started again, and `error` says why). Of a frozen one
+    `plugin` names the plugin whose code it was in.
+    """
+
+    worker: str = ""
+    pid: int = 0
+    #: Its exit status; the negative number of a signal.
+    status: int = 0
+    error: str = ""
+    #: What its threads were doing, innermost call first.
+    traceback: str = ""
+
+
 @event("config.loaded", severity="notice")
 class ConfigLoaded(Event):
     """A configuration is in use, at the start or by a reload."""
@@ -185,6 +211,18 @@ class PluginTimedOut(Event):
     deadline: float = 0.0
     #: Where it stood when its time was over.
     traceback: str = ""
+
+
+@event("plugin.exited", "security", "error")
+class PluginExited(Event):
+    """The own process of a plugin (`isolation: process`) has ended; it is started again."""
+
+    #: How it ended: `exit code 3`, `killed by signal 9`.
+    error: str = ""
+    #: How long it had run.
+    seconds: float = 0.0
+    #: Seconds until it is started again; its stages hear `on_error` meanwhile.
+    pause: float = 0.0
 
 
 @event("plugin.dry_run")

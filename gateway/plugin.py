@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
+from pydantic_core import to_jsonable_python
 from typing_extensions import TypeVar
 
+from gateway.envelope import Delivery, Transaction
 from gateway.settings.options import Block
 from gateway.settings.units import Duration  # noqa: TC001 - pydantic reads it at run time
 from gateway.when import When
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
     from pathlib import Path
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
     from gateway.chain import Chain
     from gateway.counters import Counters
+    from gateway.envelope import Entry, Session
     from gateway.errors import Place
     from gateway.events import Event
     from gateway.hookspecs import Stages as _Base
@@ -59,6 +64,9 @@ class Section(Block):
     distribution: str = ""
 
 
+#: What one plugin may store with a message, in bytes of JSON.
+LARGEST_NOTE = 64 * 1024
+
 S = TypeVar("S", bound=Section, default=Section)
 
 
@@ -89,6 +97,32 @@ class Services:
     counters: Counters
 
 
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """A plugin's own object as JSON: it comes from the plugin's process, or from the queue."""
+
+    value: Any
+
+
+def stored(transaction: Transaction) -> tuple[dict[str, Any], dict[str, str]]:
+    """Give what plugins store with a message, as JSON by their stems, and what is wrong with the rest."""
+    notes: dict[str, Any] = {}
+    faults: dict[str, str] = {}
+    for stem, value in transaction.saved.items():
+        try:
+            notes[stem] = jsonable(value)
+            if len(json.dumps(notes[stem])) > LARGEST_NOTE:
+                faults[stem] = f"what it stores with a message is larger than {LARGEST_NOTE} bytes"
+        except (TypeError, ValueError) as error:
+            faults[stem] = f"what it stores with a message is no JSON: {error}"
+    return notes, faults
+
+
+def jsonable(value: Any) -> Any:
+    """Give a plugin's own object as JSON. Raises ValueError or TypeError when it has no such form."""
+    return value.value if isinstance(value, Crossed) else to_jsonable_python(value)
+
+
 class Context:
     """What the loader hands to a plugin's constructor. `chain` is set when the chain is built."""
 
@@ -108,6 +142,8 @@ class Context:
         self.log = log
         self.place = place
         self.chain: Chain | None = None
+        #: The gateway's loop, where the plugin's calls are made in threads.
+        self.loop: asyncio.AbstractEventLoop | None = None
 
 
 class Plugin(_Base, Generic[S]):
@@ -138,17 +174,41 @@ class Plugin(_Base, Generic[S]):
         """Be in this chain from now on; the loader calls it, also for an instance that outlives a reload."""
         self._context.chain = chain
 
+    def relay_by(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell events through the gateway's loop from now on: the calls are made in threads."""
+        self._context.loop = loop
+
     def place(self, *keys: str | int) -> Place | None:
         """Find where a setting of this plugin stands: `place("domains", "example.org")`."""
         return self._context.place(self.stem, *keys)
 
     def emit(self, event: Event) -> None:
         """Tell a fact; it goes to the journal."""
-        self.chain.emit(event)
+        if self._context.loop is None:
+            self.chain.emit(event)
+        else:
+            self._context.loop.call_soon_threadsafe(self.chain.emit, event)
 
-    def state(self, holder: Any, kind: type[T]) -> T:
+    def state(self, holder: Session | Transaction, kind: type[T]) -> T:
         """Give this plugin's own object on a session or transaction, made by `kind()` at first use."""
-        found = holder.notes.get(self.stem)
+        return self._own(holder.notes, kind)
+
+    def saved(self, holder: Transaction | Entry | Delivery, kind: type[T]) -> T:
+        """Give this plugin's own object that is stored with the message, to be read behind the queue.
+
+        It is JSON there, so `kind` is a dataclass of plain values; what is changed behind the queue is not
+        stored. Raises TypeError, ValueError for another kind.
+        """
+        if not is_dataclass(kind):
+            raise TypeError(f"{kind.__name__} is no dataclass, so it cannot be saved")
+        if isinstance(holder, Transaction):
+            return self._own(holder.saved, kind)
+        entry = holder.entry if isinstance(holder, Delivery) else holder
+        return self._own(dict(entry.notes), kind)
+
+    def _own(self, notes: dict[str, Any], kind: type[T]) -> T:
+        found = notes.get(self.stem)
         if not isinstance(found, kind):
-            found = holder.notes[self.stem] = kind()
+            raw = found.value if isinstance(found, Crossed) else found
+            notes[self.stem] = found = kind() if raw is None else TypeAdapter(kind).validate_python(raw)
         return found

@@ -17,6 +17,7 @@ from gateway.errors import QueueError, QueueFull
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
 from gateway.message import FileBody, Spool
+from gateway.plugin import stored
 from gateway.queue.birth import described, told
 
 if TYPE_CHECKING:
@@ -247,6 +248,9 @@ class Reception:
             return message, FAULT, ""
         message = edited.value or message
         said = await chain.ask(Stages.message, transaction, message)
+        for plugin, error in stored(transaction)[1].items():
+            chain.emit(events.PluginFailed(plugin=plugin, stage="message", error=error))
+            return message, FAULT, plugin
         return message, said.value, said.plugin
 
     def refused(self, of: Session | Transaction, stage: str, reply: Reply, reason: str) -> None:
@@ -352,7 +356,8 @@ class Reception:
             transaction.parent,
             transaction.params,
             {key: value for key, value in (about(session) | described(message.header)).items() if value},
-            size=message.size,
+            stored(transaction)[0],
+            message.size,
         )
 
     def _refuse(self, transaction: Transaction, decision: Reject | Defer | Disconnect) -> None:

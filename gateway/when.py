@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 
 from gateway.address import lower
 from gateway.settings.options import Block
-from gateway.settings.units import Network  # noqa: TC001 - pydantic reads it at run time
+from gateway.settings.units import IpNetwork  # noqa: TC001 - pydantic reads it at run time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -34,10 +34,12 @@ class When(Block):
     #: Only clients that have logged in, or only those that have not.
     authenticated: bool | None = None
     #: Networks that the client is in.
-    networks: list[Network] = []
+    networks: list[IpNetwork] = []
     #: Domains of the recipient, as the client gave it, or of any recipient where the stage has all;
     #: `.example.org` stands for all below example.org.
-    domains: list[Annotated[str, BeforeValidator(lambda one: lower(one) if isinstance(one, str) else one)]] = []
+    domains: list[
+        Annotated[str, BeforeValidator(lambda one: lower(one) if isinstance(one, str) else one)]
+    ] = []
 
     @property
     def keys(self) -> list[str]:
@@ -89,7 +91,7 @@ def known(spec: Spec) -> frozenset[str]:
     return CLIENT | DOMAINS if spec.arguments else frozenset()
 
 
-def of_transaction(transaction: Transaction, *_: Any) -> Mail:
+def mail_of(transaction: Transaction, *_: Any) -> Mail:
     """Read a transaction with all its recipients."""
     return _of_client(transaction.session, _domains(transaction.recipients))
 
@@ -116,7 +118,7 @@ def _of_event(event: Event) -> Mail:
 #: First arguments of a stage -> what reads them.
 _READERS: dict[tuple[str, ...], Callable[..., Mail]] = {
     ("session",): lambda session, *_: _of_client(session),
-    ("transaction",): of_transaction,
+    ("transaction",): mail_of,
     ("transaction", "recipient"): lambda transaction, one: _of_client(transaction.session, _domains([one])),
     ("recipient",): lambda one: Mail(domains=_domains([one])),
     ("local_part",): lambda _, domain: Mail(domains=(domain,)),

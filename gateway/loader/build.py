@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import pickle
 import secrets
 import sys
 import traceback
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gateway.chain import Chain
 from gateway.errors import Place, PluginError, Problem
 from gateway.hookspecs import SPECS
+from gateway.isolation import Process, Threads
 from gateway.loader.find import discover
 from gateway.loader.steps import steps_of
 from gateway.plugin import Context, Plugin, Section
@@ -61,6 +64,8 @@ class Running:
     modules: tuple[str, ...] = ()
     #: Kept over from the chain before: its file and settings did not change.
     kept: bool = False
+    #: What runs it apart from the gateway, where `isolation` wants that.
+    apart: Threads | Process | None = None
 
 
 @dataclass(slots=True)
@@ -110,11 +115,12 @@ class Loader:
             if not (one.origin == "site" or stem in CORE or stem in sections):
                 continue
             try:
-                plugin = self._run(one, tree, site, before)
+                plugin = self._kept(one, tree, before) or self.load(one, tree, site)
             except PluginError as error:
                 problems += error.problems
                 continue
             if plugin is not None:
+                plugin.apart = plugin.apart or _apart(plugin, tree, site)
                 running[stem] = plugin
         if problems:
             self._forget(running)
@@ -136,16 +142,19 @@ class Loader:
                 for name in plugin.modules:
                     sys.modules.pop(name, None)
 
-    def _run(self, found: Found, tree: Tree, site: Site, before: Generation | None) -> Running | None:
-        digest = tree.digest(found.stem)
+    def _kept(self, found: Found, tree: Tree, before: Generation | None) -> Running | None:
+        """Give a plugin of the chain before whose file and settings did not change."""
         old = before.plugins.get(found.stem) if before else None
-        if (
-            old
-            and old.found.path == found.path
-            and old.found.digest == found.digest
-            and old.settings_digest == digest
+        if old is None or (old.found.path, old.found.digest, old.settings_digest) != (
+            found.path,
+            found.digest,
+            tree.digest(found.stem),
         ):
-            return Running(found, old.settings, old.instance, digest, old.modules, kept=True)
+            return None
+        return replace(old, found=found, kept=True)
+
+    def load(self, found: Found, tree: Tree, site: Site) -> Running | None:
+        """Run a plugin's file and make its instance; None when it is not enabled. Raises PluginError."""
         if tree.text(found.stem, "enabled") == "false":
             return None
         module, modules = self._module(found)
@@ -162,7 +171,7 @@ class Loader:
             for name in modules:
                 sys.modules.pop(name, None)
             raise _blame(error, found) from error
-        return Running(found, settings, instance, digest, modules)
+        return Running(found, settings, instance, tree.digest(found.stem), modules)
 
     def _module(self, found: Found) -> tuple[types.ModuleType, tuple[str, ...]]:
         """Execute a plugin's file under a name of its own. Raises PluginError with file and line."""
@@ -197,6 +206,18 @@ class Loader:
         return Generation(
             self._numbers, chain, running, {name: [s.plugin for s in stage] for name, stage in steps.items()}
         )
+
+
+def _apart(plugin: Running, tree: Tree, site: Site) -> Threads | Process | None:
+    """Make what runs a plugin apart from the gateway."""
+    if plugin.settings.isolation == "thread":
+        return Threads(plugin.instance)
+    if plugin.settings.isolation == "process":
+        # Pickled for our own child; nothing that comes back is.
+        known = pickle.dumps((plugin.found, tree.only(plugin.found.stem), site))
+        opening = {"found": base64.b64encode(known).decode()}
+        return Process(plugin.instance, opening, plugin.settings.deadline)
+    return None
 
 
 def _names_under(name: str) -> tuple[str, ...]:

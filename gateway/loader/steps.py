@@ -12,6 +12,8 @@ import pluggy
 from gateway.chain import Step
 from gateway.errors import Place, PluginError, Problem
 from gateway.hookspecs import SPECS, Stages
+from gateway.isolation import Process, Threads
+from gateway.isolation.process import START
 from gateway.when import known, test_of
 
 if TYPE_CHECKING:
@@ -30,8 +32,10 @@ def steps_of(running: Mapping[str, Running], tree: Tree) -> dict[str, list[Step]
     steps: dict[str, list[Step]] = {}
     for name, spec in SPECS.items():
         impls = {impl.plugin_name: impl for impl in getattr(manager.hook, name).get_hookimpls()}
+        apart = {stem: step for stem, one in running.items() if (step := _life_apart(name, one))}
         steps[name] = [
-            step_of(spec, impls[stem], running[stem], tree) for stem in order(spec, impls, running, tree)
+            apart[stem] if stem in apart else step_of(spec, impls[stem], running[stem], tree)
+            for stem in order(spec, impls | apart, running, tree)
         ]
     return steps
 
@@ -107,15 +111,55 @@ def step_of(spec: Spec, impl: HookImpl, plugin: Running, tree: Tree) -> Step:
     _compare_annotations(spec, function, place)
     _refuse_unknown(spec, plugin, tree)
     edits = "message" in impl.argnames and spec.arguments[-1] == "message"
+    call = _adapted(function, impl.argnames, spec.arguments)
+    if spec.kind != "life" and plugin.apart is not None:
+        _refuse_apart(spec, plugin, function, place)
+        if isinstance(plugin.apart, Threads):
+            call = plugin.apart.caller(call)
+        else:
+            call = plugin.apart.caller(spec.name, dry_run=settings.dry_run)
     return Step(
         plugin.found.stem,
-        _adapted(function, impl.argnames, spec.arguments),
+        call,
         spec.longest if spec.name == "deliver" else settings.deadline,
         settings.on_error == "skip" and not spec.strict,
         settings.dry_run,
         edits,
         test_of(settings.when, spec),
     )
+
+
+def _life_apart(name: str, plugin: Running) -> Step | None:
+    """Make `startup` and `shutdown` of a plugin that has a process: they begin it and end it."""
+    if not isinstance(plugin.apart, Process) or name not in ("startup", "shutdown"):
+        return None
+    call = plugin.apart.start if name == "startup" else plugin.apart.stop
+    return Step(plugin.found.stem, call, 2 * START, skip=False, dry_run=False, edits=False)
+
+
+def _refuse_apart(spec: Spec, plugin: Running, function: Callable[..., Any], place: Place) -> None:
+    """Refuse to isolate what cannot be. Raises PluginError."""
+    thread = isinstance(plugin.apart, Threads)
+    if spec.name == "open_queue":
+        why = "a queue is an object that must live in the gateway"
+    elif thread and inspect.iscoroutinefunction(function):
+        why = "it is `async def`, which a thread cannot run: take `process`"
+    elif spec.name == "deliver" and not thread:
+        why = "a delivery that is killed behind its last byte is made twice: take `thread`"
+    else:
+        return
+    text = f"{plugin.found.stem}: {spec.name} takes no isolation: {plugin.settings.isolation}: {why}"
+    raise PluginError(Problem(text, place))
+
+
+def calls_of(plugin: Running, tree: Tree) -> dict[str, Callable[..., Any]]:
+    """Give the calls of one plugin by stage, whatever its isolation. Raises PluginError."""
+    manager = register({plugin.found.stem: plugin})
+    return {
+        name: step_of(spec, impl, plugin, tree).call
+        for name, spec in SPECS.items()
+        for impl in getattr(manager.hook, name).get_hookimpls()
+    }
 
 
 def _refuse_unknown(spec: Spec, plugin: Running, tree: Tree) -> None:

@@ -29,10 +29,12 @@ UNIQUE = frozenset({("virtual_domains", "domains"), ("accounts", "virtual"), ("r
 class Tree:
     """The configuration before anything gives it a meaning: sections, values, and where each stands."""
 
-    def __init__(self, root: Node, base: Path) -> None:
+    def __init__(self, root: Node, base: Path, texts: Mapping[str, str]) -> None:
         self._root = root
         #: Relative paths start here.
         self.base = base
+        #: What the files held, by the names that messages give them: `parse` makes the same tree of it.
+        self.texts = texts
 
     @classmethod
     def load(cls, folder: Path, base: Path | None = None) -> Tree:
@@ -73,11 +75,16 @@ class Tree:
         if problems:
             raise ConfigError(problems)
         beneath(root, base)
-        return cls(root, base)
+        return cls(root, base, texts)
 
     def sections(self) -> list[str]:
         """Name the sections that are present, empty ones too."""
         return list(self._root.value)
+
+    def only(self, name: str) -> Tree:
+        """Give a tree that knows this section alone."""
+        node = self._root.child(name)
+        return Tree(Node({name: node} if node else {}, self._root.place), self.base)
 
     def section(self, name: str, model: type[M], context: Mapping[str, Any] | None = None) -> M:
         """Validate one section; one that is absent or empty has the defaults. Raises ConfigError."""

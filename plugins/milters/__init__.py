@@ -1,6 +1,6 @@
 """milters: let filters that speak milter (rspamd, opendkim, clamav-milter) judge and edit mail.
 
-Options: `filters`, each with `address`, `name`, `on_error`, `connect_timeout`, `command_timeout`,
+Options: `filters`, each with `address`, `name`, `when`, `on_error`, `connect_timeout`, `command_timeout`,
 `content_timeout`. They are asked in order at the `message` stage, when the message is whole: each hears the
 whole session anew, sees what those before it have changed, and the first refusal ends it. A recipient that a
 filter refuses gets that answer alone. `deadline` is 5m unless it is given.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from gateway import Discard, Hold, MilterError, Plugin, Section, Spool, hookimpl
+from gateway import Discard, Hold, MilterError, Plugin, Section, Spool, hookimpl, mail_of
 from gateway.milter import apply, decision_of, show
 
 from .facts import macros_of, shown_as, without_claims
@@ -78,6 +78,8 @@ class Milters(Plugin[Settings]):
         refused: dict[Address, Decision] = {}
         held = ""
         for number, one in enumerate(self.settings.filters):
+            if not one.when.concerns(mail_of(transaction)):
+                continue
             try:
                 verdict = await self._show(number, one, transaction, mail)
                 mail = apply(verdict, mail)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from gateway import Accept, Decision, Defer, Duration, Endpoint, Hold, Reject
+from gateway import Accept, Decision, Defer, Duration, Endpoint, Hold, Reject, When
 from gateway.milter import Patience
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class Filter(BaseModel):
     address: Annotated[Endpoint, BeforeValidator(Endpoint.parse), PlainSerializer(str)]
     #: Its name in events and logs; the address when empty.
     name: str = ""
+    #: Which mail it sees; other mail passes it by.
+    when: When = When()
     #: What becomes of mail when it fails: `defer` (451), `reject` (554), `hold` for a person to look at,
     #: or `skip` it, which lets mail through unseen or unsigned.
     on_error: Literal["defer", "reject", "hold", "skip"] = "defer"
