@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gateway.address import Address as Address
     from gateway.address import lower as lower
     from gateway.address import quote_local_part as quote_local_part
+    from gateway.counters import Counters as Counters
     from gateway.decision import Accept as Accept
     from gateway.decision import Decision as Decision
     from gateway.decision import Defer as Defer
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from gateway.envelope import new_id as new_id
     from gateway.errors import ConfigError as ConfigError
     from gateway.errors import DialogueError as DialogueError
+    from gateway.errors import DnsError as DnsError
     from gateway.errors import DnsNotFound as DnsNotFound
     from gateway.errors import DnsTemporary as DnsTemporary
     from gateway.errors import GatewayError as GatewayError
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from gateway.plugin import Section as Section
     from gateway.plugin import Site as Site
     from gateway.routing import resolve as resolve
+    from gateway.services import Clock as Clock
     from gateway.services import Dns as Dns
     from gateway.services import Exchangers as Exchangers
     from gateway.services import Located as Located
@@ -82,9 +85,11 @@ _HOME = {
     "Birth": "envelope",
     "Block": "settings.options",
     "Client": "envelope",
+    "Clock": "services",
     "ConfigError": "errors",
     "Context": "plugin",
     "Credentials": "envelope",
+    "Counters": "counters",
     "Decision": "decision",
     "Defer": "decision",
     "Delivery": "envelope",
@@ -92,6 +97,7 @@ _HOME = {
     "Discard": "decision",
     "Disconnect": "decision",
     "Dns": "services",
+    "DnsError": "errors",
     "DnsNotFound": "errors",
     "DnsTemporary": "errors",
     "Duration": "settings.units",

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from gateway.message import Message
     from gateway.smtp.client_tls import Terms
-    from gateway.smtp.dialogue import Security
     from gateway.smtp.talk import Envelope, Login, Talk, Verdict
 
     R = TypeVar("R")
@@ -97,8 +96,8 @@ class Connection(asyncio.Protocol):
         """
         connection = cls(target, helo, timeouts)
         await connection._reach(sources)
-        begin = connection._dialogue.begin(_security(terms), login)
-        await connection._run(begin, terms=terms)
+        security = terms.security if terms else "none"
+        await connection._run(connection._dialogue.begin(security, login), terms=terms)
         return connection
 
     @property
@@ -117,7 +116,7 @@ class Connection(asyncio.Protocol):
         Raises DialogueError only while the host has taken nothing: another address may be tried then.
         """
         self.offered += 1
-        return await self._run(self._dialogue.transaction(envelope), message=message)
+        return await self._run(self._dialogue.transaction(envelope), message)
 
     def quit(self) -> None:
         """Say QUIT if anybody listens, and hang up without waiting for the answer, as qmail does."""
@@ -295,11 +294,3 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             raise DialogueError("the connection was lost")
         return self._transport
-
-
-def _security(terms: Terms | None) -> Security:
-    if terms is None:
-        return "none"
-    if terms.implicit:
-        return "implicit"
-    return "required" if terms.required else "may"

@@ -11,6 +11,8 @@ from gateway.errors import TlsFailed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.smtp.dialogue import Security
+
 #: OpenSSL's reasons against a certificate that have a word of their own (RFC 8460 section 4.3).
 _KINDS = {10: "certificate-expired", 62: "certificate-host-mismatch", 64: "certificate-host-mismatch"}
 
@@ -28,6 +30,13 @@ class Terms:
     name: str = ""
     #: Judges the certificates that the host has shown (DER), its own first. Raises TlsFailed.
     judge: Callable[[list[bytes]], None] | None = None
+
+    @property
+    def security(self) -> Security:
+        """Say the same in a word of the dialogue."""
+        if self.implicit:
+            return "implicit"
+        return "required" if self.required else "may"
 
 
 def unverified() -> ssl.SSLContext:

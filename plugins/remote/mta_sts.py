@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import re
 import ssl
 from dataclasses import asdict
-from http.client import HTTPException, HTTPResponse
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
-from gateway import DnsNotFound, DnsTemporary, TlsFailed
+from gateway import DnsError, TlsFailed
 
+from .https import NotGiven, get
 from .sts_policy import StsPolicy, parse_policy, parse_record
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
     from pathlib import Path
 
     from gateway import Clock, Dns
 
-HTTPS = 443
 #: A whole fetch, in seconds (section 3.3 suggests a minute), and after a vain one none for so long.
 PATIENCE, PAUSE = 30.0, 300.0
-#: Bytes of a policy (section 3.3), and of what comes before it.
-LARGEST = 64 * 1024 + 16 * 1024
 #: Domains whose policy is kept, and of which it is known that fetching was in vain.
 KEPT = 10_000
 _DOMAIN = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,252}")
@@ -66,7 +61,7 @@ class MtaSts:
         kept = self._read(domain)
         try:
             new = parse_record(await self._dns.txt(f"_mta-sts.{domain}"))
-        except (DnsNotFound, DnsTemporary):
+        except DnsError:
             new = ""
         if new and (kept is None or kept.id != new):
             lock = self._locks.setdefault(domain, asyncio.Lock())
@@ -80,7 +75,7 @@ class MtaSts:
             return kept
         try:
             policy = parse_policy(await self._fetch(domain))
-        except (OSError, ValueError, HTTPException, DnsNotFound, DnsTemporary) as error:
+        except (OSError, ValueError, NotGiven, DnsError) as error:
             if len(self._vain) >= KEPT:
                 self._vain.clear()
             self._vain[domain] = now + PAUSE
@@ -97,18 +92,7 @@ class MtaSts:
         host = f"mta-sts.{domain}"
         async with asyncio.timeout(PATIENCE):
             (ip, *_) = await self._dns.addresses(host)
-            reader, writer = await asyncio.open_connection(
-                ip, HTTPS, ssl=self._authorities(), server_hostname=host, limit=LARGEST
-            )
-            try:
-                asked = f"GET /.well-known/mta-sts.txt HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-                writer.write(asked.encode("ascii"))
-                raw = b""
-                while len(raw) <= LARGEST and (more := await reader.read(LARGEST)):
-                    raw += more
-            finally:
-                writer.close()
-        return _body(raw)
+            return await get(host, ip, "/.well-known/mta-sts.txt", self._authorities())
 
     def _read(self, domain: str) -> _Kept | None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -137,34 +121,10 @@ class MtaSts:
             path.unlink(missing_ok=True)
 
 
-class _Heard:
-    """Bytes as the socket that HTTPResponse reads."""
-
-    def __init__(self, raw: bytes) -> None:
-        self._raw = raw
-
-    def makefile(self, *_: Any, **__: Any) -> io.BytesIO:
-        """Give them as a file."""
-        return io.BytesIO(self._raw)
-
-
-def _body(raw: bytes) -> str:
-    """Take the policy out of the answer; a redirect counts for nothing (section 3.3). Raises ValueError."""
-    if len(raw) > LARGEST:
-        raise ValueError("it is too long")
-    heard: Any = _Heard(raw)
-    sock: socket.socket = heard
-    response = HTTPResponse(sock)
-    response.begin()
-    kind = response.headers.get_content_type()
-    if response.status != 200 or kind != "text/plain":  # noqa: PLR2004
-        raise ValueError(f"the answer is {response.status} {kind}")
-    return response.read().decode("utf-8")
-
-
 def _kind(error: Exception) -> str:
     """Name the fault as RFC 8460 section 4.3.2.2 does."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return "sts-webpki-invalid"
-    plain = type(error) is ValueError and "answer is" not in str(error)
-    return "sts-policy-invalid" if plain else "sts-policy-fetch-error"
+    return (
+        "sts-policy-fetch-error" if isinstance(error, OSError | NotGiven | DnsError) else "sts-policy-invalid"
+    )
