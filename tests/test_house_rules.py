@@ -20,7 +20,7 @@ DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
     "errors faultpoint decision address message envelope events interfaces cdb controls passwords settings journal log "
-    "services counters hookspecs when plugin deadline chain isolation loader "
+    "services counters link hookspecs when plugin deadline chain isolation loader "
     "routing queue smtp milter reception login answering serving listeners operations qmail drops submit worker control "
     "supervisor testing commands"
 ).split()
