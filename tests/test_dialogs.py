@@ -27,12 +27,14 @@ import structlog
 
 from gateway.counters import Counters
 from gateway.loader import Loader
+from gateway.login import Login
 from gateway.plugin import Services, Site
 from gateway.queue import Filter, MemoryQueue
 from gateway.reception import Reception
 from gateway.settings import Settings
 from gateway.settings.tree import Tree
 from gateway.smtp import Server
+from gateway.smtp.tls import Certificates
 from gateway.testing.fakes import FakeClock, FakeDns
 
 FOLDER = Path(__file__).parent / "dialogs"
@@ -85,7 +87,9 @@ def build(conf, queue, emitted, tmp_path):
     )
     reception = Reception(lambda: chain, queue, services, lambda: settings.limits, lambda: None)
     loop = asyncio.get_running_loop()
-    return Server(reception, settings.limits, settings.gateway.hostname, settings.listeners[0], loop)
+    name, listener = settings.gateway.hostname, settings.listeners[0]
+    login = Login(reception, services, lambda: settings.limits, b"secret")
+    return Server(reception, settings.limits, name, listener, loop, login, Certificates(settings.tls))
 
 
 async def converse(lines, host, port):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.settings.tree import Tree
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-_LATER = ("lmtp", "http")
+_LATER = ("http",)
 
 
 def _machine_name() -> str:
@@ -38,7 +38,7 @@ def _mail_address(text: str) -> str:
 
 def _known_protocol(value: Any) -> Any:
     if value in _LATER:
-        raise ValueError(f"{value} is for a later version: smtp, submission and milter are served now")
+        raise ValueError(f"{value} is for a later version: smtp, submission, lmtp and milter are served now")
     return value
 
 
@@ -83,7 +83,7 @@ class Listener(Block):
     """One of `listeners:` an address that the gateway serves."""
 
     #: What is spoken there.
-    protocol: Annotated[Literal["smtp", "submission", "milter"], BeforeValidator(_known_protocol)]
+    protocol: Annotated[Literal["smtp", "submission", "lmtp", "milter"], BeforeValidator(_known_protocol)]
     #: Where: `*:25` for all addresses of both families, `127.0.0.1:25`, `[::1]:25`, `unix:/path`.
     address: Address
     #: Its name in events; made of protocol and port unless given.

@@ -1,4 +1,4 @@
-"""What SMTP looks like on the wire: command lines, and the content after DATA. Pure: no IO.
+"""What SMTP looks like on the wire: command lines, the content after DATA or BDAT. Pure: no IO.
 
 Only CRLF.CRLF ends a message and only CRLF ends a line (RFC 5321 section 2.3.8); any other reading
 of a CR or LF lets one message hide another. How the bytes were cut into packets changes nothing.
@@ -6,6 +6,7 @@ of a CR or LF lets one message hide another. How the bytes were cut into packets
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import Enum
 
 END = b"\r\n.\r\n"
@@ -27,7 +28,8 @@ class CommandLines:
     """Cuts the bytes of a client into command lines, and stays in step after a bad one."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        #: Longest line with its CRLF.
+        self.limit = limit
         self._buffer = b""
         self._at = 0
         self._skipping = False
@@ -44,7 +46,7 @@ class CommandLines:
             self._bound()
             return None
         self._at = end + 1
-        if self._skipping or end + 1 - start > self._limit:
+        if self._skipping or end + 1 - start > self.limit:
             self._skipping = False
             return BadLine.TOO_LONG
         line = self._buffer[start:end]
@@ -58,37 +60,79 @@ class CommandLines:
         self._buffer, self._at = b"", 0
         return rest
 
+    def some(self, size: int) -> bytes:
+        """Give up to `size` bytes of what was not cut yet: behind BDAT they are content."""
+        start = self._at
+        self._at = min(start + size, len(self._buffer))
+        return self._buffer[start : self._at]
+
     def _bound(self) -> None:
         """Drop what is already too long, so that a line without an end holds no memory."""
-        if len(self._buffer) - self._at > self._limit:
+        if len(self._buffer) - self._at > self.limit:
             self._skipping = True
         if self._skipping:
             self._buffer, self._at = b"", 0
 
 
-class Content:
-    """Reads the content after DATA in blocks: dots unstuffed, line ends LF, hops counted.
+class Text(ABC):
+    """Turns content into text as the queue keeps it: line ends LF, octets and hops counted.
 
-    A bare CR, a bare LF or a NUL makes it `malformed`, and from there on no content is given; with
-    `normalise` a bare LF becomes a line end and the others a space. Neither ever ends the message.
+    A bare CR, a bare LF or a NUL makes it `malformed`, and from there on no text is given; with `normalise`
+    a bare LF becomes a line end and the others a space.
     """
 
     def __init__(self, *, normalise: bool = False) -> None:
         self._normalise = normalise
+        self._line: bytes | None = b""
+        self.malformed = False
+        #: Octets of the content as RFC 1870 counts them: CRLF is two, stuffed dots are none.
+        self.octets = 0
+        self.hops = 0
+
+    @abstractmethod
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes from the client and give text."""
+
+    def finish(self) -> bytes:
+        """Give what waited for more bytes, behind the last ones."""
+        return b""
+
+    def _convert(self, raw: bytes) -> bytes:
+        """Convert a piece that splits no CRLF."""
+        self.octets += len(raw)
+        text = raw.replace(b"\r\n", b"\n")
+        if text.count(b"\n") != len(raw) - len(text) or b"\r" in text or b"\0" in text:
+            self.malformed = not self._normalise
+            text = text.translate(_REPAIR)
+        return text
+
+    def _count_hops(self, text: bytes) -> None:
+        """Look at the lines that are complete; `_line` is the begin of the next, None behind the header."""
+        if self._line is None or not text:
+            return
+        text = b"\n" + self._line + text
+        last = text.rfind(b"\n")
+        end = text.find(b"\n\n")
+        header = text[: end if end >= 0 else last].lower()
+        self.hops += sum(header.count(mark) for mark in _HOPS)
+        self._line = text[last + 1 :][:_LONGEST_HOP] if end < 0 else None
+
+
+class Content(Text):
+    """The content after DATA: dots are unstuffed, and CRLF.CRLF alone ends it."""
+
+    def __init__(self, *, normalise: bool = False) -> None:
+        super().__init__(normalise=normalise)
         # The content starts at the start of a line: pretend that a CRLF came before it.
         self._carry = b"\r\n"
         self._first = True
-        self._line: bytes | None = b""
-        self.ended = False
-        self.malformed = False
-        #: Octets of the content as RFC 1870 counts them: CRLF is two, stuffed dots are none.
         self.octets = -2
-        self.hops = 0
+        self.ended = False
         #: What came behind the end: the next commands.
         self.rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes from the client and give content; nothing may be fed once it has `ended`."""
+        """Nothing may be fed once it has `ended`."""
         data = self._carry + data
         end = data.find(END)
         if end >= 0:
@@ -101,26 +145,39 @@ class Content:
 
     def _content(self, raw: bytes) -> bytes:
         """Unstuff and convert a piece that splits no CRLF and no `CRLF.`."""
-        raw = raw.replace(b"\r\n.", b"\r\n")
-        self.octets += len(raw)
-        text = raw.replace(b"\r\n", b"\n")
-        if text.count(b"\n") != len(raw) - len(text) or b"\r" in text or b"\0" in text:
-            self.malformed = not self._normalise
-            text = text.translate(_REPAIR)
+        text = self._convert(raw.replace(b"\r\n.", b"\r\n"))
         if self._first and text:
             self._first, text = False, text[1:]
-        if self._line is not None and text:
-            self._count_hops(text)
+        self._count_hops(text)
         return b"" if self.malformed else text
 
-    def _count_hops(self, text: bytes) -> None:
-        """Look at the lines that are complete; `_line` is the begin of the next, None behind the header."""
-        text = b"\n" + (self._line or b"") + text
-        last = text.rfind(b"\n")
-        end = text.find(b"\n\n")
-        header = text[: end if end >= 0 else last].lower()
-        self.hops += sum(header.count(mark) for mark in _HOPS)
-        self._line = text[last + 1 :][:_LONGEST_HOP] if end < 0 else None
+
+class Chunks(Text):
+    """The content of BDAT commands (RFC 3030): lengths say where it ends, and no byte in it does.
+
+    A chunk may end anywhere, within a CRLF too; the last one need not end a line. The rule for a bare CR or
+    LF is that of DATA, since what is taken here may leave by DATA.
+    """
+
+    def __init__(self, *, normalise: bool = False) -> None:
+        super().__init__(normalise=normalise)
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """A CR at the end waits for what follows."""
+        data = self._held + data
+        self._held = data[-1:] if data.endswith(b"\r") else b""
+        return self._text(data[: len(data) - len(self._held)])
+
+    def finish(self) -> bytes:
+        """Give a CR that nothing follows."""
+        held, self._held = self._held, b""
+        return self._text(held)
+
+    def _text(self, raw: bytes) -> bytes:
+        text = self._convert(raw)
+        self._count_hops(text)
+        return b"" if self.malformed else text
 
 
 def _begun(data: bytes) -> int:

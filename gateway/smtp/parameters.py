@@ -15,15 +15,28 @@ if TYPE_CHECKING:
 
     from gateway.address import Address
 
+#: xtext (RFC 3461 section 4) that stands for no control character: what it says is written into reports.
+_XTEXT = r"(?:[!-*,-<>-~]|\+(?:[2-689A-F][0-9A-F]|7[0-9A-E]))"
+#: The address as RFC 6533 section 3 lets it stand, without a code for its characters.
+_UNITEXT = r"(?:[!-*,-<>-~]|[^\x00-\x9f\ud800-\udfff])"
+_WISH = "(?:SUCCESS|FAILURE|DELAY)"
 #: name -> what its value must be.
 MAIL_PARAMETERS = {
     "SIZE": re.compile(r"[0-9]{1,20}"),
     "BODY": re.compile(r"7BIT|8BITMIME", re.IGNORECASE),
     "SMTPUTF8": re.compile(r""),
+    "RET": re.compile(r"FULL|HDRS", re.IGNORECASE),
+    "ENVID": re.compile(rf"(?=.{{1,100}}\Z){_XTEXT}+"),
+    "REQUIRETLS": re.compile(r""),
 }
 #: No part of an address (RFC 5321 section 4.1.2).
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-RCPT_PARAMETERS: dict[str, re.Pattern[str]] = {}
+RCPT_PARAMETERS = {
+    "NOTIFY": re.compile(rf"NEVER|{_WISH}(?:,{_WISH}){{0,2}}", re.IGNORECASE),
+    "ORCPT": re.compile(
+        rf"(?=.{{1,500}}\Z)(?:(?!(?i:utf-8;))[A-Za-z0-9-]+;{_XTEXT}+|(?i:utf-8);{_UNITEXT}+)"
+    ),
+}
 
 
 class Refused(Exception):

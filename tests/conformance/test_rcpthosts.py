@@ -23,6 +23,7 @@ from gateway.services import Clock
 from gateway.settings import Listener, Settings
 from gateway.settings.tree import Tree
 from gateway.smtp import Server
+from gateway.smtp.tls import Certificates
 from gateway.testing.cdb import make_cdb
 from gateway.testing.fakes import FakeDns
 
@@ -144,7 +145,7 @@ class Gateway:
             lambda: self.generation.chain, self.queue, services, lambda: limits, lambda: None
         )
         loop = asyncio.get_running_loop()
-        server = Server(reception, limits, gateway.greeting, MX, loop)
+        server = Server(reception, limits, gateway.greeting, MX, loop, None, Certificates(self.settings.tls))
         self.listening = await loop.create_server(server, "127.0.0.1", 0)
         return self.listening.sockets[0].getsockname()
 

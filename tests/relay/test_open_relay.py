@@ -16,6 +16,7 @@ from gateway.reception import Reception
 from gateway.settings import Settings
 from gateway.settings.tree import Tree
 from gateway.smtp import Server
+from gateway.smtp.tls import Certificates
 from gateway.testing import Bench
 from gateway.testing.fakes import FakeClock, FakeDns
 
@@ -180,7 +181,15 @@ class Stranger(Server):
 
         reception.open = open_
         loop = asyncio.get_running_loop()
-        super().__init__(reception, settings.limits, "mail.example.org", settings.listeners[0], loop)
+        super().__init__(
+            reception,
+            settings.limits,
+            "mail.example.org",
+            settings.listeners[0],
+            loop,
+            None,
+            Certificates(settings.tls),
+        )
 
 
 async def replies(port, recipients, sender="<s@stranger.example>"):

@@ -9,7 +9,7 @@ from gateway.smtp.parameters import Refused
 from gateway.smtp.reply import Reply
 from gateway.smtp.server.auth import auth, mechanisms
 from gateway.smtp.server.connection import Command
-from gateway.smtp.server.content import data
+from gateway.smtp.server.content import bdat, data
 from gateway.smtp.server.proxy import ATTRIBUTES, trusted, xclient
 from gateway.smtp.server.tls import offered, starttls
 from gateway.smtp.server.transaction import mail, rcpt
@@ -41,6 +41,10 @@ def extensions(connection: Connection) -> Iterator[str]:
     yield "8BITMIME"
     yield "ENHANCEDSTATUSCODES"
     yield "SMTPUTF8"
+    yield "CHUNKING"
+    yield "DSN"
+    if connection.session.tls:
+        yield "REQUIRETLS"
     if offered(connection):
         yield "STARTTLS"
     if found := mechanisms(connection):
@@ -89,6 +93,8 @@ COMMANDS = {
     b"MAIL": Command("client", True, mail),
     b"RCPT": Command("mail", True, rcpt),
     b"DATA": Command("mail", False, data),
+    # Whatever is wrong with it, it has to read the octets that follow.
+    b"BDAT": Command("", None, bdat),
     b"RSET": Command("", False, rset),
     b"NOOP": Command("", None, _always(replies.OK)),
     b"VRFY": Command("", True, _always(replies.CANNOT_VERIFY)),
@@ -100,4 +106,8 @@ COMMANDS = {
     b"AUTH": Command("helo", True, auth),
     b"STARTTLS": Command("", False, starttls),
     b"XCLIENT": Command("", True, xclient),
+}
+#: LMTP greets by its own word alone (RFC 2033 section 4.1).
+LMTP_COMMANDS = {verb: command for verb, command in COMMANDS.items() if verb not in (b"HELO", b"EHLO")} | {
+    b"LHLO": COMMANDS[b"EHLO"]
 }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from gateway.decision import Decision
     from gateway.envelope import Transaction
+    from gateway.smtp.server.content import Incoming
     from gateway.smtp.server.listening import Server
 
 _BAD_LINES = {BadLine.TOO_LONG: replies.LINE_TOO_LONG, BadLine.MALFORMED: replies.MALFORMED_LINE}
@@ -55,6 +56,8 @@ class Connection(Frame):
         self.transaction: Transaction | None = None
         #: Recipients of the transaction that heard yes.
         self.recipients = 0
+        #: The content that has begun to come.
+        self.incoming: Incoming | None = None
         self._errors = 0
 
     async def converse(self) -> None:
@@ -87,7 +90,8 @@ class Connection(Frame):
 
     async def greet(self) -> Reply:
         """Ask `connect`, and say who we are."""
-        banner = Reply(220, "", f"{self.server.greeting} ESMTP")
+        word = "LMTP" if self.session.protocol == "lmtp" else "ESMTP"
+        banner = Reply(220, "", f"{self.server.greeting} {word}")
         return self.reply(await self.reception.connect(self.session), "connect", banner)
 
     async def _obey(self, line: bytes | BadLine) -> Reply | None:
@@ -164,6 +168,9 @@ class Connection(Frame):
 
     def reset(self) -> None:
         """End the transaction, if there is one, without a message."""
+        if self.incoming is not None:
+            self.incoming.spool.discard()
+            self.incoming = None
         if self.transaction is not None:
             transaction, self.transaction = self.transaction, None
             self.reception.reset(transaction)

@@ -16,9 +16,10 @@ from gateway.smtp.reply import Reply
 from gateway.smtp.server.connection import storage_fault
 
 if TYPE_CHECKING:
-    from gateway.decision import Decision
+    from collections.abc import Sequence
+
     from gateway.envelope import Transaction
-    from gateway.message import Spool
+    from gateway.message import Message, Spool
     from gateway.smtp.framing import Text
     from gateway.smtp.server.connection import Connection
 
@@ -114,15 +115,17 @@ async def _begin_chunks(connection: Connection) -> Reply | None:
 
 
 async def _chunk_ended(connection: Connection, incoming: Incoming, size: int, *, last: bool) -> Reply:
-    chunks = incoming.text
-    if last and isinstance(chunks, Chunks):
-        incoming.store(chunks.finish())
-    refusal = incoming.refusal()
-    if not last and refusal is None:
-        return Reply(250, "2.0.0", f"{size} octets taken")
+    if not last:
+        refusal = incoming.refusal()
+        if refusal is None:
+            return Reply(250, "2.0.0", f"{size} octets taken")
+        # One reply even by LMTP: only the last chunk has one for each recipient.
+        refused = connection.refuse("message", *refusal)
+        connection.reset()
+        return refused
     try:
-        # In the middle of a message there is one reply even by LMTP (RFC 2033 section 4.2).
-        return await _end(connection, incoming) if last else _refused(connection, refusal)
+        incoming.store(incoming.text.finish())
+        return await _end(connection, incoming)
     finally:
         connection.reset()
 
@@ -155,7 +158,6 @@ async def _until_the_dot(connection: Connection, incoming: Incoming, content: Co
 
 async def _pour(connection: Connection, incoming: Incoming | None, size: int) -> None:
     """Read so many octets, not one more or less; without `incoming` they are dropped."""
-    chunks = incoming.text if incoming else None
     connection.in_message = True
     try:
         while size:
@@ -164,8 +166,8 @@ async def _pour(connection: Connection, incoming: Incoming | None, size: int) ->
                 connection.lines.feed(await connection.read())
                 continue
             size -= len(block)
-            if incoming and isinstance(chunks, Chunks):
-                incoming.store(chunks.feed(block))
+            if incoming:
+                incoming.store(incoming.text.feed(block))
     finally:
         connection.in_message = False
 
@@ -175,14 +177,32 @@ async def _end(connection: Connection, incoming: Incoming) -> Reply:
     transaction = connection.begun()
     refusal = incoming.refusal()
     if refusal is not None:
-        return _for_each(connection, _refused(connection, refusal))
-    message = incoming.spool.finish()
+        return _refused(connection, refusal)
+    said = await _taken(connection, transaction, incoming.spool.finish())
+    if not all(one.refused for one in said):
+        connection.transaction = None
+    return _last_of(connection, said)
+
+
+async def _taken(connection: Connection, transaction: Transaction, message: Message) -> list[Reply]:
+    """Ask for the last word: one reply, or by LMTP one for each recipient."""
     taken = Reply(250, "2.0.0", f"queued as {transaction.id}")
     if connection.session.protocol == "lmtp":
         decisions = await connection.reception.message_for_each(transaction, message)
-        said = [connection.reply(one, "message", taken) for one in decisions]
     else:
-        said = [connection.reply(await connection.reception.message(transaction, message), "message", taken)]
-    if not all(one.refused for one in said):
-        connection.transaction = None
-    return _all_but_last(connection, said)
+        decisions = [await connection.reception.message(transaction, message)]
+    return [connection.reply(one, "message", taken) for one in decisions]
+
+
+def _refused(connection: Connection, refusal: tuple[Reply, str]) -> Reply:
+    """Refuse the whole content; by LMTP each recipient hears it."""
+    reply = connection.refuse("message", *refusal)
+    many = connection.recipients if connection.session.protocol == "lmtp" else 1
+    return _last_of(connection, [reply] * many)
+
+
+def _last_of(connection: Connection, said: Sequence[Reply]) -> Reply:
+    """Say all replies but the last, which is the command's."""
+    for reply in said[:-1]:
+        connection.say(reply)
+    return said[-1]

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from gateway.smtp import reply as replies
-from gateway.smtp.server.commands import COMMANDS
+from gateway.smtp.server.commands import COMMANDS, LMTP_COMMANDS
 from gateway.smtp.server.connection import Connection
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Server:
         #: Our name, and what a site wants said behind it.
         self.greeting = greeting
         self.listener = listener
-        self.commands = COMMANDS
+        self.commands = LMTP_COMMANDS if listener.protocol == "lmtp" else COMMANDS
         self.loop = loop
         self.closing = False
         self.connections: set[Frame] = set()

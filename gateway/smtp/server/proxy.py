@@ -51,7 +51,7 @@ async def read_header(connection: Connection) -> None:
     The connection must be paused: TLS may follow at once, and its bytes are not ours to read.
     """
     link = socket.socket(fileno=os.dup(connection.socket().fileno()))
-    with link, contextlib.suppress(OSError, TimeoutError):
+    with link:
         async with asyncio.timeout(_WAIT):
             header = await _take(link, connection.loop)
         reader = asyncio.StreamReader()

@@ -19,6 +19,9 @@ async def mail(connection: Connection, argument: str) -> Reply:
         raise Refused(replies.NESTED_MAIL, "sequence")
     sender, params = parse_argument(argument, "FROM", "5.1.7", MAIL_PARAMETERS, strict=strict)
     check_utf8(sender, params, strict=strict)
+    if "REQUIRETLS" in params and not connection.session.tls:
+        # It is offered under TLS only (RFC 8689 section 2).
+        raise Refused(replies.UNKNOWN_PARAMETER, "parameter")
     if int(params.get("SIZE", 0)) > connection.message_size() > 0:
         raise Refused(replies.TOO_BIG, "message_size")
     connection.reset()
@@ -34,6 +37,8 @@ async def mail(connection: Connection, argument: str) -> Reply:
 async def rcpt(connection: Connection, argument: str) -> Reply:
     """Add a recipient."""
     transaction = connection.begun()
+    if connection.incoming:
+        raise Refused(replies.CHUNKS_BEGUN, "sequence")
     if connection.recipients >= connection.limits.recipients:
         connection.reception.refused(transaction, "limit", replies.TOO_MANY_RECIPIENTS, "recipients")
         return replies.TOO_MANY_RECIPIENTS
@@ -41,6 +46,8 @@ async def rcpt(connection: Connection, argument: str) -> Reply:
     if connection.strict and not address:
         raise Refused(replies.NULL_RECIPIENT, "syntax")
     check_utf8(address, transaction.params, strict=connection.strict)
+    if not params.get("ORCPT", "").isascii() and "SMTPUTF8" not in transaction.params:
+        raise Refused(replies.BAD_PARAMETER, "parameter")
     decision = await connection.reception.rcpt(transaction, address, params)
     reply = connection.reply(decision, "rcpt", replies.RECIPIENT_OK)
     connection.recipients += not reply.refused

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from gateway import Decision, Defer, Discard, Disconnect, Hold, Plugin, Reject, Section, Transaction, hookimpl
+from gateway import (
+    Address,
+    Decision,
+    Defer,
+    Discard,
+    Disconnect,
+    Hold,
+    Plugin,
+    Reject,
+    Section,
+    Transaction,
+    hookimpl,
+)
 
 Settings = Section
 _SAID: dict[str, Decision] = {
@@ -15,6 +27,12 @@ _SAID: dict[str, Decision] = {
     "disconnect": Disconnect("5.7.0", "out of here"),
     "later": Disconnect("4.7.0", "out of here, for now"),
     "injected": Reject("5.7.1", "one\r\n250 2.0.0 two"),
+}
+_EACH: dict[Address, Decision] = {
+    Address("info@example.org"): _SAID["reject"],
+    Address("hold@example.org"): _SAID["hold"],
+    Address("drop@example.org"): _SAID["discard"],
+    Address("postmaster@example.org"): _SAID["full"],
 }
 
 
@@ -42,8 +60,10 @@ class Moods(Plugin[Section]):
         return _mood("data", transaction)
 
     @hookimpl
-    def message(self, transaction: Transaction) -> Decision | None:
-        """Speak at the end of the message."""
+    def message(self, transaction: Transaction) -> Decision | dict[Address, Decision] | None:
+        """Speak at the end of the message; to `message-each`, of each recipient in another mood."""
+        if transaction.sender == "message-each@moods.example":
+            return _EACH
         return _mood("message", transaction)
 
 
