@@ -1,8 +1,8 @@
-"""Expiring keyed counters and slots: the state of all limits, per gateway and not per worker.
+"""Expiring keyed counters, slots and marks: the state of all limits, per gateway and not per worker.
 
-Every call is awaitable, because with several workers the state lives with the supervisor behind this same
-interface. A limit is soft state: it starts from zero with the gateway, and the oldest counters go when there
-are more keys than fit.
+Every call is awaitable, because the state lives with the supervisor behind this same interface
+(`sharing.py`). A limit is soft state: it starts from zero with the gateway, and the oldest counters go when
+there are more keys than fit.
 """
 
 from __future__ import annotations
@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gateway.services import Clock
 
-#: Counters kept at most; about 20 MB. Slots need no bound: whoever holds one holds a session or a delivery.
+#: Counters kept at most, and marks; about 20 MB. Slots need no bound: who holds one holds a session.
 KEYS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Something that holds for a while: a host that is down, a client that is sent away."""
+
+    key: str
+    #: When it ends by itself, seconds since the epoch.
+    until: float
+    note: str = ""
 
 
 @dataclass(slots=True)
@@ -37,13 +47,14 @@ class _Window:
 
 
 class Counters:
-    """Counters that forget, and slots that are given back."""
+    """Counters that forget, slots that are given back, and marks that end."""
 
     def __init__(self, clock: Clock, keys: int = KEYS) -> None:
         self._clock = clock
         self._keys = keys
         self._windows: OrderedDict[str, _Window] = OrderedDict()
         self._slots: dict[str, int] = {}
+        self._marks: OrderedDict[str, Mark] = OrderedDict()
 
     async def hit(self, key: str, window: float, amount: int = 1) -> int:
         """Count, and give the hits of the last `window` seconds, this one with them.
@@ -78,3 +89,32 @@ class Counters:
             self._slots[key] = left
         else:
             self._slots.pop(key, None)
+
+    async def mark(self, key: str, seconds: float, note: str = "") -> None:
+        """Set a mark for so many seconds from now, in place of one of the same key."""
+        self._marks.pop(key, None)
+        self._marks[key] = Mark(key, self._clock.time() + seconds, note)
+        while len(self._marks) > self._keys:
+            self._marks.popitem(last=False)
+
+    async def marked(self, key: str) -> Mark | None:
+        """Give the mark of a key while it lasts."""
+        found = self._marks.get(key)
+        if found is not None and found.until <= self._clock.time():
+            del self._marks[key]
+            return None
+        return found
+
+    async def unmark(self, key: str) -> None:
+        """Take a mark away before its time."""
+        self._marks.pop(key, None)
+
+    async def marks(self, prefix: str = "") -> list[Mark]:
+        """Give the marks that last, sorted, whose key begins so."""
+        now = self._clock.time()
+        self._marks = OrderedDict((key, one) for key, one in self._marks.items() if one.until > now)
+        return sorted((one for one in self._marks.values() if one.key.startswith(prefix)), key=_key)
+
+
+def _key(mark: Mark) -> str:
+    return mark.key

@@ -1,9 +1,14 @@
-"""Opens the sockets of listeners. A port that is taken is an error before anything is started."""
+"""Opens the sockets of listeners. A port that is taken is an error before anything is started.
+
+Of several workers each has sockets of its own for a TCP address (SO_REUSEPORT): the kernel shares out the
+connections. Sockets with a path, and those that systemd has opened (LISTEN_FDS), all workers share.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,47 +21,90 @@ if TYPE_CHECKING:
     from gateway.settings import Listener
     from gateway.settings.units import Endpoint
 
+    #: The sockets of one worker.
+    Sockets = dict[Endpoint, list[socket.socket]]
+
 _BACKLOG = 1024
 _NO_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
-def open_sockets(listeners: Sequence[Listener]) -> dict[Endpoint, list[socket.socket]]:
+def open_sockets(listeners: Sequence[Listener]) -> Sockets:
     """Bind and listen at every address. Raises ListenError, and then leaves none open."""
-    opened: dict[Endpoint, list[socket.socket]] = {}
+    return share_out(listeners, 1)[0]
+
+
+def share_out(listeners: Sequence[Listener], workers: int) -> list[Sockets]:
+    """Bind and listen at every address, for each of so many workers.
+
+    Raises ListenError, and then leaves none open.
+    """
+    shares: list[Sockets] = [{} for _ in range(workers)]
     try:
         for listener in listeners:
-            opened[listener.address] = bind(listener)
+            for share, sockets in zip(shares, _bind(listener, workers), strict=True):
+                share[listener.address] = sockets
     except ListenError:
-        close_sockets(opened)
+        for share in shares:
+            close_sockets(share)
         raise
-    return opened
+    return shares
 
 
-def close_sockets(opened: dict[Endpoint, list[socket.socket]]) -> None:
-    """Close what `open_sockets` opened."""
+def close_sockets(opened: Sockets, *, paths: bool = True) -> None:
+    """Close what was opened; with `paths`, nobody else serves those that have one."""
     for endpoint, sockets in opened.items():
         for one in sockets:
             one.close()
-        if endpoint.path:
+        if endpoint.path and paths:
             Path(endpoint.path).unlink(missing_ok=True)
 
 
-def bind(listener: Listener) -> list[socket.socket]:
-    """Open the sockets of one listener: two for `*`, one a family. Raises ListenError."""
+def _bind(listener: Listener, workers: int) -> list[list[socket.socket]]:
+    """Open the sockets of one listener, for each worker: two for `*`, one a family. Raises ListenError."""
     try:
-        if listener.address.path:
-            return [_unix(listener.address.path)]
-        if listener.address.host == "*":
-            return _both_families(listener.address.port)
-        found = socket.getaddrinfo(
-            listener.address.host, listener.address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family, _, _, _, address = found[0]
-        return [_tcp(family, address)]
+        shared = _activated(listener.address)
+        if listener.address.path and not shared:
+            shared = [_unix(listener.address.path)]
+        if shared:
+            return [[one.dup() for one in shared] for _ in range(workers - 1)] + [shared]
+        first = _each_family(listener.address)
+        # The port is ours by now: the others join in, at the one that was found where any was wanted.
+        names = [(one.family, one.getsockname()) for one in first]
+        return [first, *([_tcp(*name) for name in names] for _ in range(workers - 1))]
     except OSError as error:
         raise ListenError(
             f"listener {listener.name}: cannot listen at {listener.address}: {_hint(error)}"
         ) from error
+
+
+def _activated(endpoint: Endpoint) -> list[socket.socket]:
+    """Give the sockets that systemd has opened for us at an address (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    found = [socket.socket(fileno=os.dup(3 + n)) for n in range(int(os.environ.get("LISTEN_FDS", "0")))]
+    ours = [one for one in found if _is_at(one, endpoint)]
+    for one in found:
+        one.setblocking(False)
+        if one not in ours:
+            one.close()
+    return ours
+
+
+def _is_at(one: socket.socket, endpoint: Endpoint) -> bool:
+    name = one.getsockname()
+    if one.family == socket.AF_UNIX:
+        return bool(endpoint.path) and name == endpoint.path
+    anywhere = endpoint.host == "*" and name[0] in ("0.0.0.0", "::")
+    return not endpoint.path and name[1] == endpoint.port and (anywhere or name[0] == endpoint.host)
+
+
+def _each_family(endpoint: Endpoint) -> list[socket.socket]:
+    if endpoint.host == "*":
+        return _both_families(endpoint.port)
+    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    _refuse_taken(family, address)
+    return [_tcp(family, address)]
 
 
 def _both_families(port: int) -> list[socket.socket]:
@@ -65,6 +113,7 @@ def _both_families(port: int) -> list[socket.socket]:
     failure: OSError | None = None
     for family, address in ((socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port))):
         try:
+            _refuse_taken(family, address)
             sockets.append(_tcp(family, address))
         except OSError as error:
             if error.errno not in _NO_FAMILY:
@@ -77,16 +126,23 @@ def _both_families(port: int) -> list[socket.socket]:
     return sockets
 
 
-def _tcp(family: int, address: tuple[Any, ...]) -> socket.socket:
+def _refuse_taken(family: int, address: tuple[Any, ...]) -> None:
+    """Try an address alone: SO_REUSEPORT by itself would join another gateway of our user. Raises OSError."""
+    _tcp(family, address, together=False).close()
+
+
+def _tcp(family: int, address: tuple[Any, ...], *, together: bool = True) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     with contextlib.ExitStack() as undo:
         undo.callback(one.close)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, together)
         if family == socket.AF_INET6:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.setblocking(False)
         one.bind(address)
-        one.listen(_BACKLOG)
+        if together:
+            one.listen(_BACKLOG)
         undo.pop_all()
     return one
 

@@ -29,6 +29,8 @@ from gateway.queue.bounce import plain_bounce
 from gateway.reception import about, why
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gateway.decision import Decision
     from gateway.drops import Drop
     from gateway.worker import Worker
@@ -53,8 +55,33 @@ class _GoneError(Exception):
     """The client left before its submission was whole."""
 
 
+def open_socket(state: Path, hostname: str) -> socket.socket:
+    """Let every user submit: open the socket, and make the drop folder."""
+    for private in (state / "queue", state / "journal"):
+        if private.is_dir():
+            private.chmod(stat.S_IMODE(private.stat().st_mode) & 0o770)
+    state.chmod(stat.S_IMODE(state.stat().st_mode) & 0o771 | 0o011)  # others pass through
+    # What programs complete addresses with, where there are no control files of qmail.
+    control = state / os.fsdecode(CONTROL)
+    control.mkdir(exist_ok=True)
+    control.chmod(0o755)
+    (control / "me").write_text(f"{hostname}\n")
+    (control / "me").chmod(0o644)
+    drops = state / os.fsdecode(handover.DROPS)
+    drops.mkdir(exist_ok=True)
+    drops.chmod(0o3733)
+    path = state / os.fsdecode(handover.SOCKET)
+    path.unlink(missing_ok=True)
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    one.setblocking(False)
+    one.bind(str(path))
+    path.chmod(0o666)
+    one.listen(_TOGETHER)
+    return one
+
+
 class Submit:
-    """Serves the submit socket and the drop folder of one worker."""
+    """Takes what comes by the submit socket, which workers share; one of them looks for drops."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -65,26 +92,12 @@ class Submit:
         self._users: dict[int, asyncio.Semaphore] = {}
         self._serving: set[asyncio.Task[None] | None] = set()
 
-    async def start(self) -> None:
-        """Open the socket for every user, and begin to look for drops."""
-        for private in (self._state / "queue", self._state / "journal"):
-            if private.is_dir():
-                private.chmod(stat.S_IMODE(private.stat().st_mode) & 0o770)
-        self._state.chmod(stat.S_IMODE(self._state.stat().st_mode) & 0o771 | 0o011)  # others pass through
-        # What programs complete addresses with, where there are no control files of qmail.
-        control = self._state / os.fsdecode(CONTROL)
-        control.mkdir(exist_ok=True)
-        control.chmod(0o755)
-        (control / "me").write_text(f"{self._worker.settings.gateway.hostname}\n")
-        (control / "me").chmod(0o644)
-        drops = self._state / os.fsdecode(handover.DROPS)
-        drops.mkdir(exist_ok=True)
-        drops.chmod(0o3733)
-        path = self._state / os.fsdecode(handover.SOCKET)
-        path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, str(path), limit=handover.BLOCK)
-        path.chmod(0o666)
-        self._looking = asyncio.get_running_loop().create_task(self._look())
+    async def start(self, listening: socket.socket | None = None) -> None:
+        """Serve this socket, or open one; the first worker begins to look for drops."""
+        one = listening or open_socket(self._state, self._worker.settings.gateway.hostname)
+        self._server = await asyncio.start_unix_server(self._serve, sock=one, limit=handover.BLOCK)
+        if self._worker.number == 0:
+            self._looking = asyncio.get_running_loop().create_task(self._look())
 
     async def stop(self) -> None:
         """Take no more; who is being served gets an answer within _GRACE, so that nobody sends twice."""

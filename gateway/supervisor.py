@@ -1,52 +1,59 @@
-"""Runs the gateway's process: sockets while still root, then another user for good, signals, and the end."""
+"""The supervisor: sockets while still root, then another user for good; workers, signals, and the end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pwd
 import resource
 import signal
-from typing import TYPE_CHECKING
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from gateway.control import Control
+from gateway import events
+from gateway.configuration import Configuration, make_state
+from gateway.console import Console
 from gateway.errors import ConfigError, GatewayError, Problem
-from gateway.listeners import close_sockets, open_sockets
-from gateway.submit import Submit
-from gateway.worker import Worker
+from gateway.fanout import Fanout
+from gateway.journal import Journal
+from gateway.listeners import close_sockets, share_out
+from gateway.log import Log
+from gateway.pool import Pool
+from gateway.submit import open_socket
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from gateway.settings.units import Endpoint
-    from gateway.worker import Configuration
+    from gateway.listeners import Sockets
 
-    #: What runs beside the worker; it is entered before the worker starts.
+    #: What runs beside the workers; it is entered before they start.
     Beside = Callable[[], AbstractAsyncContextManager[None]]
 
 
 @contextlib.asynccontextmanager
 async def nothing() -> AsyncIterator[None]:
-    """Run nothing beside the worker."""
+    """Run nothing beside the workers."""
     yield
 
 
 def run(configuration: Configuration, ready: Callable[[], None], beside: Beside = nothing) -> None:
     """Serve until SIGTERM or SIGINT. Raises GatewayError when it cannot start; then nothing was started."""
-    sockets = open_sockets(configuration.settings.listeners)
+    shares = share_out(configuration.settings.listeners, configuration.workers)
     try:
         _allow_all_files()
         if os.geteuid() == 0:
             become(configuration.settings.gateway.user, configuration.settings.gateway.state)
-        uvloop.run(_serve(configuration, sockets, ready, beside))
+        uvloop.run(_serve(configuration, shares, ready, beside))
     finally:
-        close_sockets(sockets)
+        for share in shares:
+            close_sockets(share)
 
 
 def _allow_all_files() -> None:
@@ -86,43 +93,123 @@ def _give(state: Path, account: pwd.struct_passwd) -> None:
 
 
 async def _serve(
-    configuration: Configuration,
-    sockets: dict[Endpoint, list[socket.socket]],
-    ready: Callable[[], None],
-    beside: Beside,
+    configuration: Configuration, shares: Sequence[Sockets], ready: Callable[[], None], beside: Beside
 ) -> None:
-    worker = Worker(configuration, sockets)
-    control = Control(worker)
-    submit = Submit(worker)
-    ended = asyncio.Event()
-    reasons: list[str] = []
-    reloads: set[asyncio.Task[None]] = set()
+    """Serve by these sockets until a signal. Raises GatewayError when it cannot, or cannot any more."""
+    async with contextlib.AsyncExitStack() as stack:
+        supervisor = Supervisor(configuration, stack)
+        await stack.enter_async_context(beside())
+        await supervisor.start(shares)
+        ready()
+        await supervisor.serve()
 
-    def end(name: str) -> None:
-        reasons.append(name)
-        ended.set()
 
-    def reload() -> None:
-        task = asyncio.get_running_loop().create_task(_reload(worker))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
+class Supervisor:
+    """The process that the workers answer to: it holds what they share, and does no mail itself."""
 
-    async with beside():
-        await worker.start()
-        await control.start(configuration.settings.gateway.state)
-        await submit.start()
+    def __init__(self, configuration: Configuration, stack: contextlib.AsyncExitStack) -> None:
+        self._configuration = configuration
+        self._stack = stack
+        self._began = time.time()
+        self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._journal: Journal
+        self._log: Log
+        self._pool: Pool
+
+    async def start(self, shares: Sequence[Sockets]) -> None:
+        """Start the workers and the sockets of people and programs. Raises GatewayError."""
+        settings = self._configuration.settings
+        make_state(settings.gateway.state)
+        self._open_journal(len(shares))
+        submit = open_socket(settings.gateway.state, settings.gateway.hostname)
+        self._stack.callback(submit.close)
+        self._pool = Pool(self._configuration, shares, submit, self._journal.emit, self._records)
+        await self._pool.start()
+        fanout = Fanout(self._pool, self._journal.folder, self._reload)
+        console = Console(fanout.find)
+        await console.start(settings.gateway.state)
+        self._stack.push_async_callback(console.stop)
+        self._tell_loaded("")
+        listeners = tuple(f"{one.name} {one.protocol} {one.address}" for one in settings.listeners)
+        event = events.GatewayStarted(version=version("mailward"), listeners=listeners, pid=os.getpid())
+        self._journal.emit(event)
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT, then end gently. Raises GatewayError when no worker can be had."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, end, number.name)
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        ready()
-        await ended.wait()
-        await submit.stop()
-        await control.stop()
-        await worker.stop(reasons[0])
+            loop.add_signal_handler(number, self._end, number.name)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        ends: list[asyncio.Future[Any]] = [self._reason, self._pool.failed]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        reason = self._reason.result() if self._reason.done() else "no worker can be started"
+        await self._pool.stop(reason)
+        seconds = round(time.time() - self._began, 3)
+        self._journal.emit(events.GatewayStopped(reason=reason, seconds=seconds))
+        if not self._reason.done():
+            raise self._pool.failed.result()
 
+    def _open_journal(self, workers: int) -> None:
+        settings = self._configuration.settings
+        self._log = Log(settings.journal.outputs, lambda: self._configuration.settings.queue.concurrency)
+        self._journal = Journal(
+            settings.gateway.state / "journal",
+            settings.gateway.hostname,
+            stream="supervisor",
+            streams=workers + 1,
+            keep=settings.journal.keep,
+            max_size=settings.journal.max_size,
+            outputs=self._log.outputs,
+        )
+        self._journal.open()
+        self._stack.callback(self._journal.close)
+        self._log.start(self._journal.emit)
+        self._stack.callback(self._log.close)
 
-async def _reload(worker: Worker) -> None:
-    """Reload at a signal; a configuration that is refused has become the event `config.rejected`."""
-    with contextlib.suppress(GatewayError):
-        await worker.reload("SIGHUP")
+    def _records(self, lines: list[str]) -> None:
+        """Write a worker's events to the outputs."""
+        records = [json.loads(line) for line in lines]
+        for output in self._log.outputs:
+            dropped = output.write(records)
+            if dropped:
+                event = events.EventsDropped(reason="output_slow", output=output.name, count=dropped)
+                self._journal.emit(event)
+
+    def _end(self, name: str) -> None:
+        if not self._reason.done():
+            self._reason.set_result(name)
+
+    def _hang_up(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload_quietly())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload_quietly(self) -> None:
+        """Reload at a signal; a configuration that is refused has become the event `config.rejected`."""
+        with contextlib.suppress(GatewayError):
+            await self._reload("SIGHUP")
+
+    async def _reload(self, actor: str) -> dict[str, list[str]]:
+        """Use a new reading of conf.d, all of it or none. Raises GatewayError; then the old one runs on."""
+        old = self._configuration
+        try:
+            new = Configuration.load(old.folder, old.tree.base)
+            changes = await self._pool.reload(new)
+        except GatewayError as error:
+            problems = tuple(str(error).splitlines())
+            event = events.ConfigRejected(folder=str(old.folder), problems=problems, actor=actor)
+            self._journal.emit(event)
+            raise
+        self._configuration = new
+        self._tell_loaded(actor)
+        return changes
+
+    def _tell_loaded(self, actor: str) -> None:
+        event = events.ConfigLoaded(
+            folder=str(self._configuration.folder),
+            plugins=self._pool.plugins,
+            generation=self._pool.generation,
+            actor=actor,
+        )
+        self._journal.emit(event)

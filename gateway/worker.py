@@ -1,4 +1,7 @@
-"""One working process of the gateway: its chain, its queue, its listeners, its dispatcher."""
+"""One working process of the gateway: its chain, its queue, its listeners, its dispatcher.
+
+Alone it is a whole gateway, as in tests; as a Member of several it is told by the supervisor what to do.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,39 @@ import asyncio
 import os
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from gateway import events, journal, milter, smtp
-from gateway.answering import Answering
+from gateway.configuration import Configuration as Configuration  # noqa: PLC0414 - beside Worker it is looked for
+from gateway.configuration import make_state
 from gateway.counters import Counters
 from gateway.envelope import first_id
-from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.errors import ConfigError, GatewayError, Problem, QueueError
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
 from gateway.journal import Journal
-from gateway.listeners import bind, close_sockets, open_sockets
+from gateway.listeners import close_sockets, open_sockets
 from gateway.loader import Loader
 from gateway.log import Log
-from gateway.plugin import Services, Site
+from gateway.plugin import Services
 from gateway.queue import Dispatcher, Filter
-from gateway.queue.birth import accepted
+from gateway.queue.birth import told
+from gateway.queue.slots import slots_of
 from gateway.reception import Reception
 from gateway.services import Clock, Dns
+from gateway.serving import Serving
 from gateway.settings import Settings
-from gateway.settings.tree import Tree
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from gateway.journal import Output
     from gateway.loader import Generation
     from gateway.queue import Queue
-    from gateway.settings import Listener
+    from gateway.queue.slots import Slots
     from gateway.settings.units import Endpoint
 
 #: Deliveries and commands under way get this many seconds at a stop; then they are tried again later.
@@ -46,26 +52,15 @@ _PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Configuration:
-    """One reading of conf.d: the tree, and the core sections of it."""
+class Member:
+    """The place of a worker among those of its gateway, and what it shares with them."""
 
-    folder: Path
-    tree: Tree
-    settings: Settings
-
-    @classmethod
-    def load(cls, folder: Path, base: Path | None = None) -> Configuration:
-        """Read conf.d; `base` is where relative paths start. Raises ConfigError."""
-        tree = Tree.load(folder, base)
-        return cls(folder, tree, Settings.of(tree))
-
-    @property
-    def site(self) -> Site:
-        """What plugins may know."""
-        gateway = self.settings.gateway
-        return Site(
-            gateway.hostname, gateway.postmaster, gateway.state, self.tree.base, self.settings.queue.lifetime
-        )
+    number: int
+    count: int
+    #: The slots of deliveries, by channel; None: this worker has its own.
+    slots: Mapping[str, Slots] | None
+    #: Where events go besides the journal.
+    outputs: Sequence[Output]
 
 
 class Worker:
@@ -76,20 +71,28 @@ class Worker:
         configuration: Configuration,
         sockets: dict[Endpoint, list[socket.socket]] | None = None,
         services: Services | None = None,
+        member: Member | None = None,
     ) -> None:
+        self._member = member
+        self._slots = (member and member.slots) or slots_of(lambda: self.settings.queue)
+        self.number = member.number if member else 0
         self.configuration = configuration
         self.started = time.time()
         self._sockets = sockets
         clock = services.clock if services else Clock()
         self.services = services or Services(clock, Dns(), Counters(clock))
+        self._serving = Serving(self.services, lambda: self.settings)
         self._stack = AsyncExitStack()
         self._servers: dict[Endpoint, tuple[smtp.Server | milter.Server, list[asyncio.Server]]] = {}
         self._retired: list[Generation] = []
+        self._prepared: tuple[Configuration, Generation] | None = None
         self._reloading = asyncio.Lock()
+        #: Our queue, then what workers left that are no more; each has a dispatcher.
+        self.queues: list[Queue] = []
+        self.dispatchers: list[Dispatcher] = []
         self.generation: Generation
         self.queue: Queue
         self.reception: Reception
-        self.dispatcher: Dispatcher
         self.journal: Journal
         self.log: Log
         self._loader: Loader
@@ -113,9 +116,11 @@ class Worker:
             for one in listening:
                 one.close()
             server.closing = True
-        await self._dismiss()
+        await asyncio.gather(self._dismiss(), self._stop_dispatchers())
         await self.reception.drain()
-        self.journal.emit(events.GatewayStopped(reason=reason, seconds=round(time.time() - self.started, 3)))
+        if self._member is None:
+            seconds = round(time.time() - self.started, 3)
+            self.journal.emit(events.GatewayStopped(reason=reason, seconds=seconds))
         await self._stack.aclose()
 
     async def _dismiss(self) -> None:
@@ -131,48 +136,96 @@ class Worker:
         """Use a new reading of conf.d, all of it or none. Raises GatewayError; then the old one runs on."""
         async with self._reloading:
             try:
-                await self._reload()
-            except (ConfigError, GatewayError) as error:
+                new = Configuration.load(self.configuration.folder, self.configuration.tree.base)
+                new.follows(self.configuration)
+                await self.prepare(new)
+                opened = await self._open_added(new)
+            except GatewayError as error:
                 problems = tuple(str(error).splitlines())
                 folder = str(self.configuration.folder)
                 self.journal.emit(events.ConfigRejected(folder=folder, problems=problems, actor=actor))
                 raise
-            self._tell_loaded(actor)
+            await self.switch(opened, actor)
+
+    async def prepare(self, new: Configuration) -> None:
+        """Make all that a configuration needs, beside the one that runs. Raises GatewayError."""
+        await self.abandon()
+        try:
+            generation = self._build(new, self.generation)
+            await self._begin(generation, self.generation)
+        except GatewayError:
+            self._join_again()
+            raise
+        self._prepared = new, generation
+
+    async def abandon(self) -> None:
+        """Forget what was prepared."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is None:
+            return
+        for stem, plugin in prepared[1].plugins.items():
+            if not plugin.kept:
+                await prepared[1].chain.life(stem, Stages.shutdown, quiet=True)
+        self._loader.retire(prepared[1], self.generation)
+        self._join_again()
+
+    def _join_again(self) -> None:
+        """Give kept instances their old chain back after a reload that was refused."""
+        for plugin in self.generation.plugins.values():
+            plugin.instance.join(self.generation.chain)
+
+    async def switch(self, opened: dict[Endpoint, list[socket.socket]], actor: str = "") -> None:
+        """Use what was prepared, and serve these sockets of listeners that are new."""
+        assert self._prepared  # noqa: S101 - `prepare` has returned
+        self._retired.append(self.generation)
+        self.configuration, self.generation = self._prepared
+        self._prepared = None
+        await self._switch_listeners(opened)
+        for dispatcher in self.dispatchers:
+            dispatcher.wake()
+        self._tell_loaded(actor)
         self._retire()
+
+    async def _open_added(self, new: Configuration) -> dict[Endpoint, list[socket.socket]]:
+        try:
+            return open_sockets([one for one in new.settings.listeners if one.address not in self._servers])
+        except GatewayError:
+            await self.abandon()
+            raise
 
     async def _start(self) -> None:
         settings = self.settings
         sockets = open_sockets(settings.listeners) if self._sockets is None else self._sockets
-        self._stack.callback(lambda: close_sockets(sockets))
-        _make_state(settings.gateway.state)
+        self._stack.callback(lambda: close_sockets(sockets, paths=self._member is None))
+        make_state(settings.gateway.state)
         self._open_journal()
         self._loader = Loader(self.services, self.journal.emit, self.log.plugin)
         self.generation = self._build(self.configuration)
         await self._begin(self.generation, None)
         self._stack.push_async_callback(self._end)
         self.queue = await self._open_queue()
-        await self.queue.open()
-        self._stack.push_async_callback(self.queue.close)
         self._make_reception()
-        point("start.recover")
-        await self._recover()
-        point("start.recovered")
-        await self._start_dispatcher()
+        await self._work(self.queue, self.journal.ended)
+        for number, queue in self._left_behind():
+            await self._work(queue, journal.ended(self.journal.folder / f"shard-{number}"))
         point("start.serve")
         for listener in settings.listeners:
-            await self._serve(listener.address, sockets[listener.address])
+            await self.serve(listener.address, sockets[listener.address])
         self._tell_started()
 
     def _open_journal(self) -> None:
         settings = self.settings
-        self.log = Log(settings.journal.outputs, lambda: self.settings.queue.concurrency)
+        outputs = () if self._member else settings.journal.outputs
+        self.log = Log(outputs, lambda: self.settings.queue.concurrency)
         self.journal = Journal(
             settings.gateway.state / "journal",
             settings.gateway.hostname,
+            stream=f"shard-{self.number}",
+            streams=self._member.count + 1 if self._member else 1,
             now=self.services.clock.time,
             keep=settings.journal.keep,
             max_size=settings.journal.max_size,
-            outputs=self.log.outputs,
+            outputs=self._member.outputs if self._member else self.log.outputs,
         )
         self.journal.open()
         self._stack.callback(self.journal.close)
@@ -181,7 +234,14 @@ class Worker:
 
     def _build(self, configuration: Configuration, before: Generation | None = None) -> Generation:
         folders = configuration.settings.plugins.folders
-        return self._loader.build(configuration.tree, configuration.site, folders, Settings.names(), before)
+        site = replace(configuration.site, shard=self.number)
+        generation = self._loader.build(configuration.tree, site, folders, Settings.names(), before)
+        try:
+            self._serving.prepare(configuration.settings, generation.order)
+        except ConfigError:
+            self._loader.retire(generation, before)
+            raise
+        return generation
 
     async def _begin(self, generation: Generation, before: Generation | None) -> None:
         """Run `startup` of the new instances. Raises ConfigError, and then has shut down those it started."""
@@ -226,83 +286,75 @@ class Worker:
             self.queue,
             self.services,
             lambda: self.settings.limits,
-            lambda: self.dispatcher.wake(),  # noqa: PLW0108 - the dispatcher is made after the reception
+            lambda: self.dispatchers[0].wake(),  # noqa: PLW0108 - they are made after the reception
         )
+        self._serving.begin(self.reception)
+        self._serving.switch()
+        watch = asyncio.get_running_loop().create_task(self._serving.watch(self.journal.emit))
+        self._stack.callback(watch.cancel)
 
-    async def _recover(self) -> None:
-        """Emit what the queue holds and the journal lacks: the process was killed between the two."""
-        since = self.journal.ended - _RECOVERY_WINDOW
-        known = await asyncio.to_thread(journal.accepted, self.settings.gateway.state / "journal", since)
-        after = first_id(since)
-        while page := await self.queue.list(Filter(), _PAGE, after):
-            for entry in page:
-                if entry.birth >= since and entry.id not in known:
-                    self.journal.emit(accepted(entry, recovered=True))
-            after = page[-1].id
-
-    async def _start_dispatcher(self) -> None:
-        self.dispatcher = Dispatcher(
-            self.queue,
+    async def _work(self, queue: Queue, ended: float) -> None:
+        """Open a queue, tell what the journal lacks since it ended, and deliver what is in it."""
+        await queue.open()
+        self._stack.push_async_callback(queue.close)
+        point("start.recover")
+        await self._recover(queue, ended - _RECOVERY_WINDOW)
+        point("start.recovered")
+        dispatcher = Dispatcher(
+            queue,
             lambda: self.generation.chain,
             self.journal,
             self.services,
             lambda: self.settings.queue,
             self.reception.admit,
             self.configuration.site,
+            self._slots,
         )
-        await self.dispatcher.start()
-        self._stack.push_async_callback(self.dispatcher.stop, GRACE)
+        await dispatcher.start()
+        self._stack.push_async_callback(dispatcher.stop, GRACE)
+        self.queues.append(queue)
+        self.dispatchers.append(dispatcher)
 
-    async def _serve(self, endpoint: Endpoint, sockets: list[socket.socket]) -> None:
+    def _left_behind(self) -> Iterator[tuple[int, Queue]]:
+        """Give the shards of workers that are no more, as far as they fall to us: mail in them goes on."""
+        if self.queue.shared:
+            return
+        count = self._member.count if self._member else 1
+        for folder in sorted((self.settings.gateway.state / "queue").glob("shard-*")):
+            digits = folder.name.removeprefix("shard-")
+            number = int(digits) if digits.isdecimal() else -1
+            if number >= count and number % count == self.number:
+                try:
+                    yield number, self.queue.estate(folder)
+                except QueueError:  # a store that keeps nothing in folders; these are another one's
+                    return
+
+    async def _recover(self, queue: Queue, since: float) -> None:
+        """Emit what the queue holds and the journal lacks: the process was killed between the two."""
+        known = await asyncio.to_thread(journal.accepted, self.journal.folder, since)
+        after = first_id(since)
+        while page := await queue.list(Filter(), _PAGE, after):
+            for entry in page:
+                if entry.birth >= since and entry.id not in known:
+                    for event in told(entry, recovered=True):
+                        self.journal.emit(event)
+            after = page[-1].id
+
+    async def _stop_dispatchers(self) -> None:
+        await asyncio.gather(*(one.stop(GRACE) for one in self.dispatchers))
+
+    async def serve(self, endpoint: Endpoint, sockets: list[socket.socket]) -> None:
+        """Take what comes in by these sockets of a listener."""
         listener = next(one for one in self.settings.listeners if one.address == endpoint)
         loop = asyncio.get_running_loop()
-        server = self._server(listener)
-        opened: list[asyncio.Server] = []
+        server, opened = self._servers.get(endpoint) or (self._serving.server(listener), [])
         for one in sockets:
             make: Any = loop.create_unix_server if endpoint.path else loop.create_server
             opened.append(await make(server, sock=one))
         self._servers[endpoint] = server, opened
 
-    def _server(self, listener: Listener) -> smtp.Server | milter.Server:
-        """Make what speaks a listener's protocol."""
-        limits, loop = self.settings.limits, asyncio.get_running_loop()
-        if listener.protocol == "milter":
-            return milter.Server(Answering(self.reception), limits, listener.name, loop)
-        greeting = self.settings.gateway.greeting
-        return smtp.Server(self.reception, limits, greeting, listener, loop)
-
-    async def _reload(self) -> None:
-        old = self.configuration
-        new = Configuration.load(old.folder, old.tree.base)
-        if new.settings.gateway.state != old.settings.gateway.state:
-            raise ConfigError(
-                Problem("gateway.state: a change needs a restart", new.tree.place("gateway", "state"))
-            )
-        generation = self._build(new, self.generation)
-        await self._begin(generation, self.generation)
-        added = [one for one in new.settings.listeners if one.address not in self._servers]
-        opened: dict[Endpoint, list[socket.socket]] = {}
-        try:
-            for listener in added:
-                opened[listener.address] = bind(listener)
-        except GatewayError:
-            close_sockets(opened)
-            for stem, plugin in generation.plugins.items():
-                if not plugin.kept:
-                    await generation.chain.life(stem, Stages.shutdown, quiet=True)
-            self._join_again()
-            raise
-        self._retired.append(self.generation)
-        self.configuration, self.generation = new, generation
-        await self._switch_listeners(opened)
-        self.dispatcher.wake()
-
-    def _join_again(self) -> None:
-        """Give kept instances their old chain back after a reload that was refused."""
-        for plugin in self.generation.plugins.values():
-            plugin.instance.join(self.generation.chain)
-
     async def _switch_listeners(self, opened: dict[Endpoint, list[socket.socket]]) -> None:
+        certificates = self._serving.switch()
         wanted = {listener.address for listener in self.settings.listeners}
         for endpoint in self._servers.keys() - wanted:
             _, listening = self._servers.pop(endpoint)
@@ -311,9 +363,9 @@ class Worker:
         for server, _ in self._servers.values():
             server.limits = self.settings.limits
             if isinstance(server, smtp.Server):
-                server.greeting = self.settings.gateway.greeting
+                server.greeting, server.certificates = self.settings.gateway.greeting, certificates
         for endpoint, sockets in opened.items():
-            await self._serve(endpoint, sockets)
+            await self.serve(endpoint, sockets)
 
     def _retire(self) -> None:
         """Drop the generations that no session uses any more."""
@@ -323,6 +375,8 @@ class Worker:
 
     def _tell_started(self) -> None:
         self._tell_loaded("")
+        if self._member:
+            return
         listeners = tuple(f"{one.name} {one.protocol} {one.address}" for one in self.settings.listeners)
         event = events.GatewayStarted(version=version("mailward"), listeners=listeners, pid=os.getpid())
         self.generation.chain.emit(event)
@@ -337,6 +391,8 @@ class Worker:
             if found.replaces:
                 event = events.PluginReplaced(plugin=stem, file=str(found.path), replaced=str(found.replaces))
                 generation.chain.emit(event)
+        if self._member:
+            return
         generation.chain.emit(
             events.ConfigLoaded(
                 folder=str(self.configuration.folder),
@@ -345,13 +401,3 @@ class Worker:
                 actor=actor,
             )
         )
-
-
-def _make_state(folder: Path) -> None:
-    """Make the state folder, for us alone. Raises ConfigError."""
-    try:
-        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise ConfigError(f"gateway.state: cannot write {folder}: {error.strerror}") from error

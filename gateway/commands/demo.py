@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway import control
+from gateway import console
 from gateway.commands.common import plain, print_table, program
 from gateway.errors import ControlError, JournalError
 
@@ -40,12 +40,12 @@ def demo() -> None:
     from gateway.commands.assembly import Assembly
     from gateway.worker import Configuration
 
-    if not control.running(STATE):
+    if not console.running(STATE):
         raise ControlError(
-            f"no gateway answers at {STATE / control.SOCKET}: start one here, in another terminal, "
+            f"no gateway answers at {STATE / console.SOCKET}: start one here, in another terminal, "
             f"with `make run` or `{program()} run --demo`"
         )
-    (status,) = control.call(STATE, "status")
+    (status,) = console.call(STATE, "status")
     folder = Path(status["configuration"])
     click.echo(f"{status['hostname']} runs here (pid {status['pid']}), with the configuration {folder}.")
     assembly = Assembly.of(Configuration.load(folder, Path(status["base"])))

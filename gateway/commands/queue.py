@@ -149,12 +149,12 @@ _change("bounce", "bounced", "Give messages up; their senders get a bounce. Need
 
 def _ask(conf: Path | None, name: str, **arguments: Any) -> Iterator[dict[str, Any]]:
     """Ask the running gateway, or the queue itself when none runs."""
-    from gateway import control
+    from gateway import console
 
     configuration = load(conf)
     state = configuration.settings.gateway.state
-    if control.running(state):
-        return control.call(state, name, **arguments)
+    if console.running(state):
+        return console.call(state, name, **arguments)
     from gateway.commands.ownership import ask
 
     return iter(ask(configuration, name, arguments))

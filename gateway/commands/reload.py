@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway import control
+from gateway import console
 from gateway.commands.common import conf_option, json_option, load, print_json
 from gateway.errors import ConfigError
 
@@ -26,7 +26,7 @@ def reload(conf: Path | None, as_json: bool) -> None:
         state = load(conf).settings.gateway.state
     except ConfigError as error:
         raise ConfigError([*error.problems, _KEPT]) from error
-    rows = list(control.call(state, "reload"))
+    rows = list(console.call(state, "reload"))
     if as_json:
         print_json(rows)
         return

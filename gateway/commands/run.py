@@ -16,7 +16,7 @@ from gateway.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gateway.worker import Configuration
+    from gateway.configuration import Configuration
 
 SINK = ("127.0.0.1", 2526)
 _ACCOUNTS = ("abc", "xyz")
@@ -35,7 +35,7 @@ def run(conf: Path | None, demo: bool) -> None:
     """Serve mail in the foreground until SIGTERM; SIGHUP reloads."""
     from gateway.supervisor import nothing
     from gateway.supervisor import run as serve
-    from gateway.worker import Configuration
+    from gateway.configuration import Configuration
 
     folder = demo_folder() if demo else configuration_folder(conf)
     configuration = Configuration.load(folder, Path.cwd() if demo else None)

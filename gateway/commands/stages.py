@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway import control
+from gateway import console
 from gateway.commands.common import conf_option, json_option, load, print_json, print_table
 from gateway.errors import ControlError
 from gateway.hookspecs import SPECS
@@ -70,7 +70,7 @@ def describe(generation: Generation) -> list[dict[str, Any]]:
 def _running(state: Path) -> dict[str, Any] | None:
     """Give stage -> plugins of the running gateway, None when there is none."""
     try:
-        return _plugins(control.call(state, "stages"))
+        return _plugins(console.call(state, "stages"))
     except ControlError:
         return None
 

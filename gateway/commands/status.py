@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway import control
+from gateway import console
 from gateway.commands.common import age, conf_option, json_option, load, print_json, print_table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Examples:
 @json_option
 def status(conf: Path | None, as_json: bool) -> None:
     """Show the health of the running gateway; exit 1 when it is ill or does not run."""
-    (found,) = control.call(load(conf).settings.gateway.state, "status")
+    (found,) = console.call(load(conf).settings.gateway.state, "status")
     if as_json:
         print_json([found])
     else:

@@ -31,6 +31,12 @@ def segments(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
 
 
+def ended(folder: Path) -> float:
+    """Give when the last event of a stream was emitted, 0.0 when there is none."""
+    found = segments(folder)
+    return _end(found[-1])[1] if found else 0.0
+
+
 class Segments:
     """Appends lines to the newest segment, starts another when it is big or old, forgets the oldest."""
 
@@ -99,17 +105,24 @@ class Segments:
         self._file = self._lock = -1
 
     def _prune(self, now: float) -> int:
-        """Forget closed segments that are too old, then the oldest over the size; gives events lost so."""
-        with_size = [(path, path.stat()) for path in segments(self._folder)]
-        total = sum(status.st_size for _, status in with_size)
+        """Forget closed segments of all streams, oldest first, that are too old or over the size.
+
+        Gives the events lost by size. The newest of each stream stays, for the sequence to go on from.
+        """
+        found = [segments(folder) for folder in self._folder.parent.iterdir() if folder.is_dir()]
+        sizes = {path: _size_and_time(path) for stream in found for path in stream}
+        total = sum(size for size, _ in sizes.values())
+        closed = [pair for stream in found for pair in pairwise(stream)]
         lost = 0
-        for (path, status), (following, _) in pairwise(with_size):
-            expired = status.st_mtime < now - self._keep
+        for path, following in sorted(closed, key=lambda pair: sizes[pair[0]][1]):
+            size, written = sizes[path]
+            expired = written < now - self._keep
             if not expired and total <= self._max_size:
                 break
-            path.unlink()
-            total -= status.st_size
-            lost += 0 if expired else int(following.stem) - int(path.stem)
+            total -= size
+            with contextlib.suppress(FileNotFoundError):  # another stream's writer was faster, and counts it
+                path.unlink()
+                lost += 0 if expired else int(following.stem) - int(path.stem)
         return lost
 
     def _start(self, first: int, now: float) -> None:
@@ -134,6 +147,15 @@ class Segments:
             os.ftruncate(self._file, self._length)
         os.close(self._file)
         self._file = -1
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    """Give what a segment takes, and when it was written last; nothing when it is gone."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0, 0.0
+    return status.st_size, status.st_mtime
 
 
 def _end(path: Path) -> tuple[int, float, int]:

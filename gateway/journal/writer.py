@@ -56,7 +56,10 @@ class Output(Protocol):
 
 
 class Journal:
-    """The events of one stream, which one process writes: `folder/stream/*.jsonl`."""
+    """The events of one stream, which one process writes: `folder/stream/*.jsonl`.
+
+    `keep` and `max_size` hold for all `streams` of the folder together.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Journal:
         host: str,
         *,
         stream: str = "shard-0",
+        streams: int = 1,
         now: Callable[[], float] = time.time,
         keep: float = 30 * 86400.0,
         max_size: int = 10 * 1024**3,
@@ -78,9 +82,8 @@ class Journal:
         self._now = now
         self._outputs = tuple(outputs)
         self._room = room
-        self._segments = Segments(
-            folder / stream, size=min(64 * 1024**2, max_size // 8), keep=keep, max_size=max_size
-        )
+        size = min(64 * 1024**2, max_size // 8 // streams)
+        self._segments = Segments(folder / stream, size=size, keep=keep, max_size=max_size)
         self._sequence = 0
         self._wake = threading.Condition(threading.Lock())
         self._pending: deque[_Pending] = deque()

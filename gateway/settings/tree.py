@@ -29,12 +29,12 @@ UNIQUE = frozenset({("virtual_domains", "domains"), ("accounts", "virtual"), ("r
 class Tree:
     """The configuration before anything gives it a meaning: sections, values, and where each stands."""
 
-    def __init__(self, root: Node, base: Path, texts: Mapping[str, str]) -> None:
+    def __init__(self, root: Node, base: Path, texts: Mapping[str, str] | None = None) -> None:
         self._root = root
         #: Relative paths start here.
         self.base = base
         #: What the files held, by the names that messages give them: `parse` makes the same tree of it.
-        self.texts = texts
+        self.texts = texts or {}
 
     @classmethod
     def load(cls, folder: Path, base: Path | None = None) -> Tree:

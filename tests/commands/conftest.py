@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from gateway.calls import Calls
 from gateway.commands import assembly
 from gateway.commands.group import mailward
-from gateway.control import Control
+from gateway.console import Console
 from gateway.listeners import open_sockets
 from gateway.worker import Configuration, Worker
 
@@ -115,7 +116,7 @@ def _running(conf):
 
     async def serve():
         worker = Worker(configuration, sockets)
-        control, ended = Control(worker), asyncio.Event()
+        control, ended = Console(Calls(worker).find), asyncio.Event()
         loops.append((asyncio.get_running_loop(), ended))
         try:
             await worker.start()

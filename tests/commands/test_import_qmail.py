@@ -219,7 +219,7 @@ async def test_mail_of_the_old_queue_reaches_its_mailbox(site, old_queue):
 
 
 def test_a_running_gateway_must_be_stopped_first(site, old_queue, monkeypatch):
-    monkeypatch.setattr("gateway.control.running", lambda _state: True)
+    monkeypatch.setattr("gateway.console.running", lambda _state: True)
     assert "stop it" in site.mailward("import-qmail", "--queue", str(old_queue), code=1)
 
 

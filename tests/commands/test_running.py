@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gateway import control
+from gateway import console
 from gateway.errors import ControlError
 from gateway.journal import read
 
@@ -44,7 +44,7 @@ def waiting(site, running):
     send(port, "joe@elsewhere.example")
     (deferred,) = until(lambda: events(site, "delivery.deferred"))
     # The event is on disk before the recipient's new state is.
-    until(lambda: {row["state"] for row in control.call(site.base / "var", "queue.stats")} == {"queued"})
+    until(lambda: {row["state"] for row in console.call(site.base / "var", "queue.stats")} == {"queued"})
     return deferred["message"]
 
 
@@ -52,7 +52,7 @@ def test_without_a_gateway_commands_say_how_to_start_one(site):
     for command in ("status", "reload"):
         assert "start one with `mailward run`" in site.mailward(command, code=1)
     with pytest.raises(ControlError, match="start one"):
-        list(control.call(site.base / "var", "status"))
+        list(console.call(site.base / "var", "status"))
 
 
 def test_status_is_one_screen_of_health(site, waiting):
@@ -85,7 +85,7 @@ def test_status_tells_the_last_error(site, running):
 
 def _failing_reload(site):
     with pytest.raises(ControlError, match=r"conf.d/60.yaml:1: nonsense: unknown section"):
-        yield from control.call(site.base / "var", "reload")
+        yield from console.call(site.base / "var", "reload")
 
 
 def test_reload_says_what_changed_and_who_asked(site, running):
@@ -130,7 +130,7 @@ def test_reload_of_two_hundred_new_domains_takes_under_a_second_and_cuts_no_sess
                 f"virtual_domains: {{domains: {{{name}: abc}}}}\nrcpthosts: {{domains: [{name}]}}\n",
             )
         began = time.time()
-        list(control.call(site.base / "var", "reload"))
+        list(console.call(site.base / "var", "reload"))
         took = time.time() - began
         assert session.noop()[0] == 250
     send(port, "joe@d199.example")

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.control import call
+from gateway.console import call
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+#: The name of a row of numbers in a report.
+TABLE = "numbers"
 #: Root's tests run the gateway as nobody, as `mailward run` itself would.
 OWNER = os.geteuid() or 65534
 CONF = """\
@@ -154,3 +156,24 @@ async def gateway():
     if made.process is not None and made.process.returncode is None:
         await made.kill()
     shutil.rmtree(base)
+
+
+@pytest.fixture
+def numbers(record_property):
+    """Give `numbers(name, **counts)`: a row of the table at the end of the run."""
+    return lambda name, **counts: record_property(TABLE, (name, counts))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show what the long proofs counted."""
+    rows = [
+        value
+        for report in terminalreporter.stats.get("passed", ())
+        for name, value in report.user_properties
+        if name == TABLE
+    ]
+    if not rows:
+        return
+    terminalreporter.section("numbers")
+    for name, counts in rows:
+        terminalreporter.line(f"{name:32} " + "  ".join(f"{key} {count}" for key, count in counts.items()))

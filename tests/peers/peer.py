@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gateway import control, journal
+from gateway import console, journal
 
 #: As root the gateway becomes this user, and the homes are his.
 USER = "nobody"
@@ -144,7 +144,7 @@ class Gateway:
 
     def queued(self):
         """Give what waits in the queue, as `queue list --json` prints it."""
-        return list(control.call(self.state, "queue.list"))
+        return list(console.call(self.state, "queue.list"))
 
     def idle(self):
         """Wait until the queue is empty."""

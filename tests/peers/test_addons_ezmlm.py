@@ -11,7 +11,7 @@ import time
 import pytest
 from peer import eventually
 
-from gateway import control
+from gateway import console
 
 MANY = 100_000
 #: Takes all mail for null.example, and writes down who got it from which sender.
@@ -183,6 +183,6 @@ def test_a_hundred_thousand_members_in_one_submission(host, folder):
     told = taken.read_text().splitlines()
     assert len(told) == len(set(told))
     assert set(told) <= {f"list-return-1-{one.replace('@', '=')}@example.org {one}" for one in members}
-    waiting = sum(one["recipients"] for one in control.call(host.state, "queue.stats"))
+    waiting = sum(one["recipients"] for one in console.call(host.state, "queue.stats"))
     assert waiting < MANY <= waiting + taken.read_bytes().count(b"\n")
     assert memory(host) - before < 400

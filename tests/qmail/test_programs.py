@@ -10,7 +10,8 @@ import programs
 import pytest
 
 from gateway import qmail
-from gateway.control import Control
+from gateway.calls import Calls
+from gateway.console import Console
 
 INSTALL = programs.PROGRAMS / "install"
 MESSAGE = b"Subject: hello\nTo: joe@remote.example\n\nb\n"
@@ -124,7 +125,7 @@ def test_a_queueing_program_that_ends_early_is_no_success(bin_, base):
 
 
 def test_qread_and_qstat_ask_the_running_gateway(bin_, gateway):
-    control = Control(gateway.worker)
+    control = Console(Calls(gateway.worker).find)
     gateway.ask(control.start(gateway.state))
     assert run(bin_ / "sendmail", "-f", "a@x.example", "joe@remote.example", message=MESSAGE).returncode == 0
     (entry,) = gateway.entries()

@@ -1,0 +1,226 @@
+"""A worker's own process: does what the supervisor says over the link, and ends when that is gone.
+
+It is started with the numbers of three open files: the link, the way by which sockets come, and where the
+stacks of its threads go when the supervisor asks what it is doing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+
+from gateway.calls import Calls, changes
+from gateway.configuration import Configuration
+from gateway.handover import SUBMIT, take
+from gateway.journal.line import dump
+from gateway.link import Link
+from gateway.plugin import Services
+from gateway.process import STACKS
+from gateway.services import Clock, Dns
+from gateway.settings.units import Endpoint
+from gateway.sharing import SharedCounters, SharedSlots
+from gateway.submit import Submit
+from gateway.worker import GRACE, Member, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from gateway.journal.writer import Record
+    from gateway.link import Call
+
+#: Seconds between two signs of life.
+BEAT = 1.0
+#: A worker whose supervisor is gone has this many seconds for its gentle end.
+_LAST = 2 * GRACE
+#: Seconds of work without a sign of life, after which the kernel ends a worker that nobody else ends.
+_FROZEN = 60.0
+#: Events that wait for the supervisor to write them out; beyond it outputs miss some, counted.
+_BACKLOG = 10_000
+
+
+def main() -> None:
+    """Run until told to stop."""
+    link, way, stacks = map(int, sys.argv[1:4])
+    faulthandler.register(STACKS, stacks, all_threads=True)
+    side = socket.socket(fileno=way)
+    threading.Thread(target=_outlive, args=(side,), name="lifeline", daemon=True).start()
+    uvloop.run(_serve(socket.socket(fileno=link), side))
+
+
+def _outlive(way: socket.socket) -> None:
+    """Wait until the supervisor is gone, and see to it that this process is, too, be its loop frozen."""
+    poll = select.poll()
+    poll.register(way, 0)  # a hang-up is always told
+    poll.poll()
+    time.sleep(_LAST)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def _serve(one: socket.socket, way: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # These reach the whole group of processes. What they mean the supervisor says; ignoring them
+        # would be inherited by programs.
+        loop.add_signal_handler(number, lambda: None)
+    child = Child(way)
+    child.link = await Link.open(one, child.calls)
+    beating = loop.create_task(_beat(child.link))
+    waits = [loop.create_task(event.wait()) for event in (child.link.lost, child.ended)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    with contextlib.suppress(Exception):
+        await child.stop("the supervisor has ended")
+    beating.cancel()
+    child.link.close()
+
+
+async def _beat(link: Link) -> None:
+    while True:
+        signal.setitimer(signal.ITIMER_PROF, _FROZEN)
+        link.tell("beat")
+        await asyncio.sleep(BEAT)
+
+
+class Child:
+    """The worker and what the supervisor may ask of it."""
+
+    def __init__(self, way: socket.socket) -> None:
+        self.link: Link
+        self.ended = asyncio.Event()
+        self._way = way
+        self._worker: Worker | None = None
+        self._submit: Submit | None = None
+        self._output: LinkOutput | None = None
+        self.calls: dict[str, Call] = {
+            "start": self._start,
+            "prepare": self._prepare,
+            "abandon": self._abandon,
+            "switch": self._switch,
+            "serve": self._serve,
+            "stop": self.stop,
+            "ask": self._ask,
+        }
+
+    @property
+    def worker(self) -> Worker:
+        """The worker, once it was started."""
+        assert self._worker  # noqa: S101 - `start` comes first
+        return self._worker
+
+    async def _start(
+        self, number: int, count: int, sockets: int, configuration: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Start the worker; gives what the supervisor must know of it. Raises GatewayError."""
+        read = _read(configuration)
+        taken = take(self._way, sockets)
+        clock = Clock()
+        self._output = LinkOutput(self.link)
+        member = Member(
+            number,
+            count,
+            {one: SharedSlots(self.link, one) for one in ("local", "remote")} if count > 1 else None,
+            [self._output] if read.settings.journal.outputs else [],
+        )
+        services = Services(clock, Dns(), SharedCounters(self.link))
+        (listening,) = taken.pop(SUBMIT)
+        worker = Worker(read, _by_endpoint(taken), services, member)
+        await worker.start()
+        self._worker, self._submit = worker, Submit(worker)
+        await self._submit.start(listening)
+        return {"shared": worker.queue.shared, **self._plugins()}
+
+    async def _prepare(self, configuration: dict[str, Any]) -> None:
+        await self.worker.prepare(_read(configuration))
+
+    async def _abandon(self) -> None:
+        await self.worker.abandon()
+
+    async def _switch(self, sockets: int) -> dict[str, Any]:
+        before = self.worker.generation
+        await self.worker.switch(_by_endpoint(take(self._way, sockets)))
+        return {"changes": changes(before, self.worker.generation), **self._plugins()}
+
+    async def _serve(self, sockets: int) -> None:
+        for endpoint, some in _by_endpoint(take(self._way, sockets)).items():
+            await self.worker.serve(endpoint, some)
+
+    async def stop(self, reason: str) -> None:
+        """End gently."""
+        worker, self._worker = self._worker, None
+        if worker and self._submit:
+            await self._submit.stop()
+            await worker.stop(reason)
+        if self._output:
+            await self._output.written()
+        self.ended.set()
+
+    def _ask(self, name: str, arguments: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        return Calls(self.worker).find(name)(**arguments)
+
+    def _plugins(self) -> dict[str, Any]:
+        """Say which plugins run, and where the code of each stands."""
+        plugins = self.worker.generation.plugins
+        return {"plugins": {stem: str(one.found.path) for stem, one in plugins.items()}}
+
+
+class LinkOutput:
+    """Sends events to the supervisor, who writes them out for all workers."""
+
+    name = "supervisor"
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting = self._dropped = 0
+
+    def write(self, records: Sequence[Record]) -> int:
+        """Take records, from the journal's thread. Gives how many were dropped before there was room."""
+        if self._waiting and self._waiting + len(records) > _BACKLOG:
+            self._dropped += len(records)
+            return 0
+        self._waiting += len(records)
+        lines = [dump(record).decode() for record in records]
+        self._loop.call_soon_threadsafe(self._send, lines)
+        dropped, self._dropped = self._dropped, 0
+        return dropped
+
+    def close(self) -> None:
+        """Take no more; `written` waits for what was taken."""
+
+    async def written(self) -> None:
+        """Wait until the supervisor has all."""
+        await asyncio.sleep(0)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _send(self, lines: list[str]) -> None:
+        task = self._loop.create_task(self._sent(lines))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _sent(self, lines: list[str]) -> None:
+        try:
+            await self._link.call("records", lines=lines)
+        finally:
+            self._waiting -= len(lines)
+
+
+def _read(configuration: dict[str, Any]) -> Configuration:
+    folder, base = Path(configuration["folder"]), Path(configuration["base"])
+    return Configuration.parse(folder, configuration["texts"], base)
+
+
+def _by_endpoint(taken: dict[str, list[socket.socket]]) -> dict[Endpoint, list[socket.socket]]:
+    return {Endpoint.parse(name): some for name, some in taken.items()}
