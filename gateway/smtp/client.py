@@ -184,7 +184,7 @@ class Connection(asyncio.Protocol):
         )
         self.source = self._open().get_extra_info("sockname")[0]
 
-    async def _run(self, talk: Talk[R], *, message: Message | None = None, terms: Terms | None = None) -> R:
+    async def _run(self, talk: Talk[R], message: Message | None = None, terms: Terms | None = None) -> R:
         """Do what the dialogue asks for until it is through; whatever goes wrong ends the connection."""
         answer: Any = None
         fault: DialogueError | None = None
