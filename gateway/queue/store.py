@@ -142,7 +142,8 @@ class View(ABC):
         """Give the entries that were there when this began, each in one consistent state of its own.
 
         One that ends meanwhile is left out, but then what it gave birth to is given. A body that is a file
-        may vanish before it is opened: then, too, the entry has ended.
+        may vanish before it is opened: then, too, the entry has ended. It may be there only until the next
+        entry is asked for.
         """
 
     @abstractmethod
