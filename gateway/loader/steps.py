@@ -14,6 +14,8 @@ from gateway.errors import Place, PluginError, Problem
 from gateway.hookspecs import SPECS, Stages
 from gateway.isolation import Process, Threads
 from gateway.isolation.process import START
+from gateway.settings import Settings
+from gateway.settings.faults import hint
 from gateway.when import known, test_of
 
 if TYPE_CHECKING:
@@ -167,6 +169,7 @@ def _refuse_unknown(spec: Spec, plugin: Running, tree: Tree) -> None:
     if spec.kind in ("observe", "life"):
         return
     stem = plugin.found.stem
+    _refuse_unknown_listeners(stem, plugin.settings.when.listener, tree)
     for key in plugin.settings.when.keys:
         if key not in known(spec):
             what = "recipients are" if key == "domains" else "the client is"
@@ -176,6 +179,17 @@ def _refuse_unknown(spec: Spec, plugin: Running, tree: Tree) -> None:
                     tree.place(stem, "when", key),
                 )
             )
+
+
+def _refuse_unknown_listeners(stem: str, wanted: Sequence[str], tree: Tree) -> None:
+    if not wanted or "listeners" not in tree.sections():
+        return
+    names = [one.name for one in Settings.of(tree).listeners]
+    for number, name in enumerate(wanted):
+        if name not in names:
+            text = f"{stem}.when.listener[{number}]: there is no listener {name}{hint(name, names)}"
+            place = tree.place(stem, "when", "listener", number)
+            raise PluginError(Problem(text, place))
 
 
 def _adapted(

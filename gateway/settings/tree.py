@@ -84,7 +84,7 @@ class Tree:
     def only(self, name: str) -> Tree:
         """Give a tree that knows this section alone."""
         node = self._root.child(name)
-        return Tree(Node({name: node} if node else {}, self._root.place), self.base)
+        return Tree(Node({name: node} if node else {}, self._root.place), self.base, {})
 
     def section(self, name: str, model: type[M], context: Mapping[str, Any] | None = None) -> M:
         """Validate one section; one that is absent or empty has the defaults. Raises ConfigError."""
