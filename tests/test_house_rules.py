@@ -74,6 +74,11 @@ LONG = {
     "plugins/dot_qmail/execute.py": "every kind of .qmail line",
     "plugins/relay_control/__init__.py": "its hooks and settings",
     "plugins/remote/__init__.py": "its hooks and the reuse of connections",
+    "plugins/postgres_queue/statements.py": "every statement of SQL, beside each other",
+    "plugins/postgres_queue/store.py": "the whole contract of queue/store.py",
+    "plugins/postgres_queue/links.py": "a connection, what it demands, and what its errors mean",
+    "plugins/postgres_queue/rows.py": "every column of two tables, there and back",
+    "plugins/postgres_queue/writer.py": "one group commit, and what became of it",
     "plugins/sqlite_queue/shard.py": "every statement of SQL, beside each other",
     "plugins/sqlite_queue/store.py": "the whole contract of queue/store.py",
 }
