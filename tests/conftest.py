@@ -5,9 +5,13 @@ With MAILWARD_CI=1 nothing may be missing, so that no run in CI is green by skip
 
 import os
 import shutil
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib/dovecot"
 #: Package -> a program that only this package has.
@@ -50,3 +54,14 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("skipped: other mail programs are missing")
     for package, count in sorted(counts.items()):
         terminalreporter.line(f"{count} tests need {package}:  apt install {package}")
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """Give a PostgreSQL server for all tests of this process: each cleans up what it has made there."""
+    import postgres_server
+
+    memory = postgres_server.MEMORY
+    server = postgres_server.make(folder=memory if memory.is_dir() else None)
+    yield server
+    server.remove()

@@ -1,17 +1,13 @@
 """contrib's accounts_sql on SQLite and on a real PostgreSQL server that this test starts."""
 
-import os
-import pwd
 import shutil
-import signal
 import socket
 import sqlite3
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from postgres_server import SECRET
 
 from gateway import Recipient, Stages, resolve
 from gateway.testing import Bench
@@ -20,77 +16,13 @@ PLUGIN = Path(__file__).parents[2] / "contrib" / "plugins" / "accounts_sql.py"
 TABLE = PLUGIN.read_text().partition("shape says")[2]
 TABLE = TABLE[TABLE.index("CREATE") : TABLE.index(");") + 2]
 ROWS = "INSERT INTO accounts VALUES ('abc', 1234, 1235, '/srv/abc'), ('abc-shop', 1236, 1237, '/srv/shop')"
-SECRET = "s3cret:/@ x"
-
-
-class Server:
-    """A PostgreSQL server of our own, on a free port, run by its own user as it insists."""
-
-    def __init__(self, programs):
-        self.base = Path(tempfile.mkdtemp(prefix="mailward-postgres-"))
-        self.user = {} if os.geteuid() else {"user": "postgres", "group": "postgres", "extra_groups": []}
-        if self.user:
-            os.chown(self.base, pwd.getpwnam("postgres").pw_uid, -1)
-        (self.base / "password").write_text(SECRET)
-        (self.base / "password").chmod(0o644)
-        self.run(
-            programs / "initdb",
-            *["-D", "data", "-U", "mail", "-A", "scram-sha-256", "--pwfile", "password", "--no-sync"],
-        )
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            self.port = one.getsockname()[1]
-        self.url = f"postgresql://mail@127.0.0.1:{self.port}/postgres"
-        self.command = [
-            *[programs / "postgres", "-D", "data", "-p", str(self.port), "-k", str(self.base)],
-            *["-h", "127.0.0.1", "-c", "fsync=off"],
-        ]
-
-    def run(self, *command):
-        subprocess.run(command, cwd=self.base, check=True, capture_output=True, timeout=60, **self.user)
-
-    def start(self):
-        import psycopg
-
-        self.process = subprocess.Popen(
-            self.command, cwd=self.base, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self.user
-        )
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                return self.execute("SELECT 1")
-            except psycopg.OperationalError:
-                assert time.monotonic() < deadline
-                assert self.process.poll() is None
-                time.sleep(0.05)
-
-    def stop(self):
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(20)
-
-    def execute(self, *statements):
-        import psycopg
-
-        with psycopg.connect(self.url, password=SECRET, autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement)
 
 
 @pytest.fixture(scope="module")
-def server():
-    pytest.importorskip("psycopg", reason="pip install 'mailward[postgres]'")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("apt install postgresql")
-    made = Server(found[-1].parent)
-    try:
-        made.start()
-        made.execute(TABLE, ROWS)
-        yield made
-    finally:
-        if hasattr(made, "process"):
-            made.stop()
-        shutil.rmtree(made.base)
+def server(postgres_server):
+    postgres_server.execute(TABLE, ROWS)
+    yield postgres_server
+    postgres_server.execute("DROP TABLE accounts")
 
 
 @pytest.fixture
