@@ -51,8 +51,9 @@ def _scram(login: Login) -> Talk[None]:
         ours = ScramClient(["SCRAM-SHA-256"], login.user, login.password)
         reply = yield from ask(b"AUTH SCRAM-SHA-256 " + _b64(ours.get_client_first()))
         ours.set_server_first(_said(reply))
-        if not FEWEST <= ours.iterations <= MOST:
-            raise DialogueError(f"it wants SCRAM with {ours.iterations} rounds", "4.7.8")
+        rounds = int(ours.iterations)
+        if not FEWEST <= rounds <= MOST:
+            raise DialogueError(f"it wants SCRAM with {rounds} rounds", "4.7.8")
         reply = yield from ask(_b64(ours.get_client_final()))
         ours.set_server_final(_said(reply))
     except (ScramException, ValueError) as error:
