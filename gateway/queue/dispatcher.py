@@ -115,14 +115,13 @@ class Dispatcher:
         entry = None if rest.open or not rest.failures else await self._store.get(entry_id)
         if entry is None:
             return
-        attempt = Attempt(
-            self._tools, Delivery(new_id(), entry, NOWHERE, (), entry.sender), self._settings().lifetime
-        )
+        delivery = Delivery(new_id(), entry, NOWHERE, (), entry.sender)
+        attempt = Attempt(self._tools, delivery, self._settings())
         await self._endings.end(await attempt.ended([]))
 
     async def _give_up(self, entry: Entry, actor: str) -> None:
         delivery = Delivery(new_id(), entry, NOWHERE, tuple(entry.recipients), entry.sender)
-        attempt = Attempt(self._tools, delivery, self._settings().lifetime)
+        attempt = Attempt(self._tools, delivery, self._settings())
         text = "The postmaster has given up this delivery.\n"
         outcomes = [Outcome(one.number, "failed", text, "5.0.0") for one in entry.recipients]
         await self._endings.end(await attempt.ended(outcomes, "bounced", actor))
@@ -244,7 +243,9 @@ class Dispatcher:
             return
         try:
             point("dispatch.slot")
-            attempt = Attempt(self._tools, delivery, self._settings().lifetime)
+            if await self._put_off(delivery):  # suspended while it waited
+                return
+            attempt = Attempt(self._tools, delivery, self._settings())
             outcomes = await self._outcomes(attempt, delivery)
         finally:
             slots.give(route.destination)

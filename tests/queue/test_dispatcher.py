@@ -13,7 +13,7 @@ from gateway.errors import JournalError, QueueFull
 from gateway.hookspecs import SPECS
 from gateway.message import Message
 from gateway.plugin import Site
-from gateway.queue import Dispatcher, Filter, MemoryQueue
+from gateway.queue import Dispatcher, Filter, MemoryQueue, Suspension
 
 LOCAL = Route("box", "local")
 
@@ -29,7 +29,7 @@ class Rig:
         self.hooks = {"route": lambda _recipient: LOCAL, "deliver": self.deliver}
         self.answers = {}
         self.concurrency = SimpleNamespace(local=20, remote=20, per_destination=10)
-        self.settings = SimpleNamespace(concurrency=self.concurrency, lifetime=1000.0)
+        self.settings = SimpleNamespace(concurrency=self.concurrency, lifetime=1000.0, delay_warning=100.0)
         self.journal = SimpleNamespace(flush=self.flush)
         site = Site("mx.example", "postmaster@mx.example", tmp_path, tmp_path, 1000.0)
         services = SimpleNamespace(clock=clock)
@@ -562,3 +562,90 @@ async def test_what_cannot_be_stored_at_the_end_is_given_back_for_all(rig, entry
     await rig.dispatcher.stop(1)
     kept = (await rig.store.get(one.id)).recipients
     assert [recipient.state for recipient in kept] == ["queued"] * 5
+
+
+async def test_mail_for_a_suspended_destination_waits_without_an_attempt(rig, entry, clock):
+    await rig.store.suspend(Suspension("*.one.example", clock.time(), reason="their disk is full"))
+    one = entry("a@mx.one.example", "b@two.example")
+    await rig.run(one)
+    assert [found.recipients[0].recipient.address for found in rig.deliveries] == ["b@two.example"]
+    (kept,) = (await rig.store.get(one.id)).recipients
+    assert (kept.state, kept.attempts, kept.due) == ("queued", 0, clock.time() + 3600)
+    assert [event.recipient for event in rig.told("delivery.started")] == ["b@two.example"]
+
+
+async def test_a_suspension_ends_by_itself(rig, entry, clock):
+    await rig.store.suspend(Suspension("one.example", clock.time(), clock.time() + 60))
+    one = entry("a@one.example")
+    await rig.run(one)
+    assert (await rig.store.get(one.id)).recipients[0].due == clock.time() + 60
+    clock.advance(60)
+    rig.dispatcher.wake()
+    assert [found.id for found in await rig.store.claim(clock.time(), 1, {}, 1)] == [one.id]
+
+
+async def test_what_waited_too_long_for_its_destination_has_a_last_try(rig, entry, clock):
+    await rig.store.suspend(Suspension("relay.example", clock.time()))
+    rig.hooks["route"] = lambda _recipient: Route("box", "remote", "relay.example")
+    one = entry("a@one.example")
+    await rig.store.add(one)
+    await rig.dispatcher.start()
+    await rig.idle(lambda: "finish" in rig.log)
+    clock.advance(rig.settings.lifetime + 1)
+    assert await rig.store.get(one.id)
+    await rig.store.resume("relay.example")
+    await rig.store.retry(Filter(domain="relay.example"))
+    rig.dispatcher.wake()
+    await rig.idle(lambda: rig.deliveries)
+    await rig.dispatcher.stop(1)
+    assert await rig.store.get(one.id) is None
+
+
+async def test_who_waits_for_a_slot_learns_that_its_destination_is_suspended(rig, entry, clock):
+    rig.concurrency.local = 1
+    going = asyncio.Event()
+
+    async def deliver(delivery):
+        rig.deliveries.append(delivery)
+        await going.wait()
+        return [Outcome(one.number, "delivered") for one in delivery.recipients]
+
+    rig.hooks["deliver"] = deliver
+    for name in "ab":
+        await rig.store.add(entry(f"{name}@one.example"))
+    await rig.dispatcher.start()
+    await rig.idle(lambda: rig.deliveries)
+    await rig.store.suspend(Suspension("one.example", clock.time()))
+    clock.advance(1)
+    going.set()
+    await rig.idle()
+    await rig.dispatcher.stop(1)
+    assert len(rig.deliveries) == 1
+    assert [one.attempts for found in await rig.store.list(Filter()) for one in found.recipients] == [0]
+
+
+async def test_reroute_does_not_expand_an_alias_twice(rig, entry):
+    rig.hooks["rewrite"] = lambda recipient: [recipient.at("a@x.example"), recipient.at("b@x.example")]
+    rig.answers |= {"a@x.example": ["delivered"], "b@x.example": ["deferred", "later\n"]}
+    one = entry("list@x.example")
+    await rig.run(one)
+    rig.hooks["route"] = lambda _recipient: Route("box", "remote", "elsewhere.example")
+    assert await rig.store.reroute(Filter())
+    (claimed,) = await rig.store.claim(rig.clock.time(), 10, {}, 10)
+    await rig.dispatcher._route(claimed)
+    (kept,) = claimed.recipients
+    assert (kept.recipient.address, kept.recipient.original) == ("b@x.example", "list@x.example")
+    assert kept.route.destination == "elsewhere.example"
+
+
+async def test_a_redirected_recipient_is_rewritten_and_its_bounce_names_the_first(rig, entry):
+    named = []
+    rig.hooks["rewrite"] = lambda recipient: recipient.at(f"abc-{recipient.address}", claimed="box")
+    rig.hooks["bounce"] = lambda _entry, failures: named.extend(failures)
+    rig.answers["abc-new@y.example"] = ["failed", "nobody\n"]
+    one = entry("old@x.example")
+    await rig.store.add(one)
+    await rig.store.redirect(Filter(), Address("new@y.example"))
+    await rig.run()
+    assert [delivery.recipients[0].recipient.address for delivery in rig.deliveries] == ["abc-new@y.example"]
+    assert [failure.recipient.original for failure in named] == ["old@x.example"]
