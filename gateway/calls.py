@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import ControlError
 from gateway.journal import newest
+from gateway.loader import describe
 from gateway.operations import Operations
 
 if TYPE_CHECKING:
@@ -74,12 +75,8 @@ class Calls:
 
     async def _stages(self, actor: str) -> Rows:
         del actor
-        for stage, stems in self._worker.generation.order.items():
-            plugins = [self._worker.generation.plugins[stem].found for stem in stems]
-            yield {
-                "stage": stage,
-                "plugins": [{"stem": p.stem, "origin": p.origin, "file": str(p.path)} for p in plugins],
-            }
+        for row in describe(self._worker.generation):
+            yield row
 
 
 def changes(before: Generation, after: Generation) -> dict[str, list[str]]:

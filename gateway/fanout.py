@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.calls import merged, summed
 from gateway.errors import ControlError, GatewayError
 from gateway.journal import newest
+from gateway.loader import together
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -40,7 +41,7 @@ class Fanout:
 
     def find(self, name: str) -> Callable[..., Rows]:
         """Give the call of this name. Raises ControlError."""
-        own = {"status": self._status, "reload": self._reloaded}
+        own = {"status": self._status, "reload": self._reloaded, "stages": self._stages}
         return own.get(name) or partial(self._ask, name)
 
     def _ask(self, name: str, **arguments: Any) -> Rows:
@@ -58,6 +59,17 @@ class Fanout:
     async def _reloaded(self, actor: str) -> Rows:
         changes = await self._reload(actor)
         yield {"generation": self._pool.generation, **changes}
+
+    async def _stages(self, actor: str) -> Rows:
+        """Ask all workers, and add up what their chains have done."""
+        asked = [
+            process.link.rows("ask", name="stages", arguments={"actor": actor})
+            for _, process in self._pool.serving()
+        ]
+        if not asked:
+            raise ControlError("no worker is there: ask again in a moment")
+        for row in together([[row async for row in rows] for rows in asked]):
+            yield row
 
     async def _status(self, actor: str) -> Rows:
         del actor

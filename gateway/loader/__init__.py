@@ -2,6 +2,7 @@
 
 from gateway.loader.build import CORE, Generation, Loader, Running
 from gateway.loader.find import Found, bundled_folder, discover
+from gateway.loader.report import describe, together
 from gateway.loader.steps import steps_of
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "Loader",
     "Running",
     "bundled_folder",
+    "describe",
     "discover",
     "steps_of",
+    "together",
 ]

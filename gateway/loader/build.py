@@ -17,6 +17,7 @@ from gateway.errors import Place, PluginError, Problem
 from gateway.hookspecs import SPECS
 from gateway.isolation import Process, Threads
 from gateway.loader.find import discover
+from gateway.loader.report import reasons
 from gateway.loader.steps import steps_of
 from gateway.plugin import Context, Plugin, Section
 
@@ -77,6 +78,8 @@ class Generation:
     plugins: dict[str, Running]
     #: Stage -> stems in the order in which they are asked.
     order: dict[str, list[str]] = field(default_factory=dict)
+    #: (stage, stem) -> why it stands there.
+    reasons: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 class Loader:
@@ -203,9 +206,11 @@ class Loader:
         chain = Chain(SPECS, steps, self._emit)
         for plugin in running.values():
             plugin.instance.join(chain)
-        return Generation(
-            self._numbers, chain, running, {name: [s.plugin for s in stage] for name, stage in steps.items()}
-        )
+        stems = {name: [one.plugin for one in stage] for name, stage in steps.items()}
+        why: dict[tuple[str, str], str] = {}
+        for name, spec in SPECS.items():
+            why |= reasons(spec, stems[name], running, tree)
+        return Generation(self._numbers, chain, running, stems, why)
 
 
 def _apart(plugin: Running, tree: Tree, site: Site) -> Threads | Process | None:

@@ -202,6 +202,22 @@ def test_stages_print_the_chain_and_where_plugins_come_from(site):
     assert rows["rcpt"]["plugins"][1]["origin"] == "bundled"
 
 
+def test_stages_say_why_a_plugin_stands_where_it_does_and_what_its_policy_is(site):
+    (site.base / "plugins").mkdir()
+    (site.base / "plugins" / "zebra.py").write_text(
+        "from gateway import Plugin, hookimpl\n\nclass Z(Plugin):\n    @hookimpl\n    def rcpt(self): ...\n"
+    )
+    yaml = "plugins: {folders: [plugins]}\nzebra:\n  before: [badmailfrom]\n  dry_run: true\n"
+    site.write("50.yaml", f"{yaml}  when: {{authenticated: false}}\n  isolation: thread\n")
+    rows = {row["stage"]: row for row in jsonl(site.mailward("stages", "--json"))}
+    order = {one["stem"]: one["order"] for one in rows["rcpt"]["plugins"]}
+    assert list(order) == ["zebra", "badmailfrom", "recipient_check"]
+    assert order["zebra"] == "before badmailfrom (conf.d/50.yaml:3)"
+    assert order["badmailfrom"] == "the stage's order"
+    said = " ".join(site.mailward("stages").split())
+    assert "dry run, when: {authenticated: false}, isolation: thread" in said
+
+
 def test_address_walks_to_the_line_of_the_qmail_file(site):
     said = {row["stage"]: row for row in jsonl(site.mailward("address", "info@example.org", "--json"))}
     assert said["relay"]["plugin"] == "rcpthosts"

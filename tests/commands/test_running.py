@@ -138,6 +138,19 @@ def test_reload_of_two_hundred_new_domains_takes_under_a_second_and_cuts_no_sess
     assert took < 1.0
 
 
+def test_stages_say_what_each_plugin_of_the_running_chain_did(site, running):
+    port = running()
+    for count in (1, 2):
+        send(port, "joe@example.org")
+        rows = {row["stage"]: row["plugins"] for row in jsonl(site.mailward("stages", "--json"))}
+        calls = rows["relay"][0]["calls"]
+        assert (calls["asked"], calls["faults"], calls["timed"]) == (count, 0, count)
+        assert calls["seconds"] >= calls["longest"] > 0
+    # Who stands behind an answer was not asked.
+    first, second = rows["relay"][:2]
+    assert second["calls"]["asked"] == count - first["calls"]["answers"]
+
+
 def test_stages_say_when_the_running_chain_is_another(site, running):
     running()
     assert "another chain" not in site.mailward("stages")
