@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gateway.envelope import Entry as Entry
     from gateway.envelope import EntryRecipient as EntryRecipient
     from gateway.envelope import Failure as Failure
+    from gateway.envelope import Notice as Notice
     from gateway.envelope import Outcome as Outcome
     from gateway.envelope import Recipient as Recipient
     from gateway.envelope import Route as Route
@@ -113,6 +114,7 @@ _HOME = {
     "Message": "message",
     "MilterError": "errors",
     "Network": "settings.units",
+    "Notice": "envelope",
     "Outcome": "envelope",
     "Place": "errors",
     "Plugin": "plugin",

@@ -112,7 +112,7 @@ class Recipient:
     claimed: str = ""
     #: What decided the last rewrite, for `mailward address`: "conf.d/10.yaml:4: example.org -> abc".
     rule: str = ""
-    #: ESMTP parameters of RCPT (names in upper case, values as sent).
+    #: ESMTP parameters of RCPT (names in upper case, values as sent); `warned` once a delay was reported.
     params: Mapping[str, str] = field(default_factory=dict)
     #: Why a stage holds this recipient, "" when none does; and the plugin that said so.
     held: str = ""
@@ -243,7 +243,7 @@ class Entry:
     birth: float
     origin: Origin = "smtp"
     parent: str = ""
-    #: ESMTP parameters of MAIL that matter behind the queue (BODY, SMTPUTF8; later RET, ENVID).
+    #: ESMTP parameters of MAIL that matter behind the queue (BODY, SMTPUTF8, REQUIRETLS, RET, ENVID).
     params: Mapping[str, str] = field(default_factory=dict)
     #: Facts for events and `queue list`: session, client_ip, listener, user, message_id, subject.
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -291,6 +291,9 @@ class Outcome:
     #: The host that was spoken to, "name[ip]:port".
     peer: str = ""
     births: tuple[Birth, ...] = ()
+    #: Who tells of a delivery, where the sender wished it: "" we, it ends here; "relayed" we, since that host
+    #: gives no reports; "passed" that host, which has the wish now (RFC 3461 section 5.2).
+    handed: Literal["", "relayed", "passed"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +304,18 @@ class Failure:
     text: str
     status: str = ""
     expired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a report tells of a recipient that has not failed: what its sender wished to hear (RFC 3461)."""
+
+    recipient: Recipient
+    action: Literal["delivered", "relayed", "expanded", "delayed"]
+    text: str
+    status: str = ""
+    #: For a delay: until when delivery is tried, seconds since the epoch.
+    until: float = 0.0
 
 
 def expand_verp(sender: Address, recipient: Address) -> Address:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Delivery,
         Entry,
         Failure,
+        Notice,
         Outcome,
         Recipient,
         Route,
@@ -223,6 +224,10 @@ class Stages:
     @_stage("provide", "built-in plain bounce", (..., "bounces"))
     def bounce(self, entry: Entry, failures: list[Failure]) -> Birth | None:
         """Write the bounce of an entry whose last recipient has ended. Replaces qmail-send's bounces."""
+
+    @_stage("provide", "nobody is told", (..., "bounces"))
+    def report(self, entry: Entry, notices: list[Notice]) -> Birth | None:
+        """Write what a sender wished to hear besides failures: deliveries and delays (RFC 3461)."""
 
     @_stage("observe", "-")
     def event(self, event: Event) -> None:

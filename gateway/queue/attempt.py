@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import events
 from gateway.decision import Defer, Reject
-from gateway.envelope import Outcome, Recipient, Transaction, new_id
+from gateway.envelope import Notice, Outcome, Recipient, Transaction, new_id
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
 from gateway.queue.guarded import Guarded
+from gateway.queue.notify import inherited, success, wants, wants_warning, warned
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from gateway.chain import Chain
     from gateway.decision import Decision
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.plugin import Site
     from gateway.queue.store import Queue
     from gateway.services import Clock
+    from gateway.settings import Queue as Settings
 
 #: When nobody answers `retry`.
 _AN_HOUR = 3600.0
@@ -69,6 +71,8 @@ class Ended:
     recipients: list[EntryRecipient] = field(default_factory=list)
     told: list[Event] = field(default_factory=list)
     births: list[Entry] = field(default_factory=list)
+    #: What the sender wished to hear, besides of failures.
+    notices: list[Notice] = field(default_factory=list)
     #: Who has asked for it, where a person did.
     actor: str = ""
 
@@ -76,12 +80,15 @@ class Ended:
 class Attempt:
     """Carries out one delivery. The chain is the one of its beginning, over reloads."""
 
-    def __init__(self, tools: Tools, delivery: Delivery, lifetime: float) -> None:
+    def __init__(self, tools: Tools, delivery: Delivery, settings: Settings) -> None:
         self._tools = tools
         self._delivery = delivery
         self._chain = tools.chain()
         self._began = tools.clock.monotonic()
-        self._dying = tools.clock.time() > delivery.entry.birth + lifetime
+        seconds = tools.clock.time() - delivery.entry.birth
+        self._dying = seconds > settings.lifetime
+        self._late = seconds > settings.delay_warning
+        self._until = delivery.entry.birth + settings.lifetime
 
     async def deliver(self) -> list[Outcome]:
         """Ask `outgoing` and `deliver`; gives one outcome for each recipient, whatever the plugins do."""
@@ -139,7 +146,7 @@ class Attempt:
         """Give the recipient as it is after the attempt, with its events and births beside it."""
         told, before = ended.told, len(ended.births)
         if outcome.result == "delivered" and outcome.births:
-            outcome = await self._with_births(outcome, ended)
+            outcome = await self._with_births(one, outcome, ended)
             point("attempt.births")
         text = (outcome.text or outcome.reply)[:_LONGEST]
         after = replace(one, attempts=one.attempts + 1, report=text, status=outcome.status)
@@ -163,13 +170,29 @@ class Attempt:
         else:
             after.state, after.due = "queued", await self._due(outcome)
             told.append(events.DeliveryDeferred(**about, next=after.due))
+        self._notice(after, outcome, ended)
         return after
 
-    async def _with_births(self, outcome: Outcome, ended: Ended) -> Outcome:
+    def _notice(self, after: EntryRecipient, outcome: Outcome, ended: Ended) -> None:
+        """Note what the sender wished to hear of this."""
+        entry, recipient = self._delivery.entry, after.recipient
+        if after.state == "delivered" and wants(entry, recipient, "SUCCESS"):
+            action = success(self._delivery.sender, outcome)
+            if action:
+                ended.notices.append(Notice(recipient, action, after.report, outcome.status))
+        elif after.state == "queued" and self._late and wants_warning(entry, recipient):
+            after.recipient = warned(recipient)
+            told = Notice(recipient, "delayed", after.report, outcome.status, self._until)
+            ended.notices.append(told)
+
+    async def _with_births(self, one: EntryRecipient, outcome: Outcome, ended: Ended) -> Outcome:
         """Admit what a delivery gave birth to: all of it, or the recipient is not delivered."""
         births: list[Entry] = []
         for birth in outcome.births:
-            entry, decision = await admitted(self._tools, self._delivery.entry, birth)
+            params = inherited(
+                self._delivery.entry, self._delivery.sender, one.recipient, outcome.births, birth
+            )
+            entry, decision = await admitted(self._tools, self._delivery.entry, birth, *params)
             if isinstance(decision, Reject):
                 return replace(outcome, result="failed", text=f"{decision.text}\n", status=decision.status)
             if isinstance(decision, Defer):
@@ -205,13 +228,16 @@ class Attempt:
         }
 
 
-async def admitted(tools: Tools, parent: Entry, birth: Birth) -> tuple[Entry | None, Decision]:
+async def admitted(
+    tools: Tools, parent: Entry, birth: Birth, params: Mapping[str, str], wishes: Mapping[str, str]
+) -> tuple[Entry | None, Decision]:
     """Run mail that an entry gave birth to through `incoming` and `message`."""
     transaction = Transaction(
         new_id(),
         birth.sender,
         birth.origin,
-        recipients=[Recipient(address, address) for address in birth.recipients],
+        recipients=[Recipient(address, address, params=wishes) for address in birth.recipients],
+        params=params,
         parent=parent.id,
     )
     return await tools.admit(transaction, birth.message)

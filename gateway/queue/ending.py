@@ -19,12 +19,13 @@ from gateway.hookspecs import Stages
 from gateway.queue.attempt import admitted, age, facts
 from gateway.queue.birth import told
 from gateway.queue.bounce import DOUBLE, plain_bounce
+from gateway.queue.notify import wants
 from gateway.queue.store import ENDED, Finish, Rest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from gateway.envelope import Entry, EntryRecipient
+    from gateway.envelope import Birth, Entry, EntryRecipient
     from gateway.events import Event
     from gateway.queue.attempt import Ended, Tools
 
@@ -71,6 +72,7 @@ class _Turn:
         self._ended = [one for member in members for one in member.recipients]
         self._told = [(member.chain, event) for member in members for event in member.told]
         self._births = [birth for member in members for birth in member.births]
+        self._notices = [notice for member in members for notice in member.notices]
         self._actor = next((member.actor for member in members if member.actor), "")
 
     async def end(self) -> None:
@@ -80,6 +82,8 @@ class _Turn:
             rest = await self._patiently(self._rest)
             if not rest.open and (bounce := await self._bounce([*rest.failures, *self._ended])):
                 self._births.append(bounce)
+        if self._notices and (report := await self._report()):
+            self._births.append(report)
         if not rest.open and not rest.held:
             self._tell(self._finished(rest))
         for chain, event in self._told:
@@ -142,10 +146,11 @@ class _Turn:
             "actor": self._actor,
         }
         bounce = reason = None
-        if entry.sender == DOUBLE:
-            reason = "triple_bounce"
+        wanted = [one for one in failed if wants(entry, one.recipient, "FAILURE")]
+        if entry.sender == DOUBLE or not wanted:
+            reason = "not_wanted" if not wanted else "triple_bounce"
         else:
-            bounce, reason = await self._written(failed)
+            bounce, reason = await self._written(wanted)
             point("attempt.bounced")
         self._tell(events.MessageBounced(**about, bounce=bounce.id if bounce else "", reason=reason or ""))
         return bounce
@@ -155,13 +160,22 @@ class _Turn:
         failures = [Failure(one.recipient, one.report, one.status, one.state == "expired") for one in failed]
         answer = await self._chain.ask(Stages.bounce, entry, failures)
         birth = answer.value or plain_bounce(entry, failures, site.hostname, site.postmaster)
-        if birth is None:
-            return None, "triple_bounce"
+        return (None, "triple_bounce") if birth is None else await self._admitted(birth)
+
+    async def _report(self) -> Entry | None:
+        """Write what the sender wished to hear besides of failures, if a plugin does."""
+        answer = await self._chain.ask(Stages.report, self._entry, self._notices)
+        return (await self._admitted(answer.value))[0] if answer.value else None
+
+    async def _admitted(self, birth: Birth) -> tuple[Entry | None, str]:
+        """Run a bounce or report through the stages, again while it is deferred; says why there is none."""
+        # What the sender is told of needs the same protection (RFC 8689 section 5).
+        params = {"REQUIRETLS": ""} if "REQUIRETLS" in self._entry.params else {}
         while True:
-            bounce, decision = await admitted(self._tools, entry, birth)
+            born, decision = await admitted(self._tools, self._entry, birth, params, {})
             if not isinstance(decision, Defer):
                 refused = "refused" if isinstance(decision, Reject) else "discarded"
-                return bounce, "" if bounce else refused
+                return born, "" if born else refused
             if await self._stopped_within(PAUSE):
                 raise QueueError("the bounce was deferred, and the gateway stops")
 

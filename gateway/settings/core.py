@@ -168,6 +168,8 @@ class Queue(Block):
 
     #: How long delivery is tried before a message bounces.
     lifetime: Duration = Field(default=7 * 86400.0, gt=0)
+    #: When a sender who asked to hear of a delay (DSN, NOTIFY=DELAY) is told of it, once.
+    delay_warning: Duration = Field(default=4 * 3600.0, gt=0)
     #: Deliveries at one time.
     concurrency: Concurrency = Concurrency()
 

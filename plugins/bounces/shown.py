@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from gateway import Address
 
 if TYPE_CHECKING:
-    from gateway import Failure
+    from gateway import Failure, Notice
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def shown(failure: Failure) -> str:
+def shown(one: Failure | Notice) -> str:
     """Give the address under which the sender knows a recipient.
 
     qmail cannot undo what a whole address in virtual_domains did, and shows the result (qmail spec 5.5).
     """
-    recipient = failure.recipient
+    recipient = one.recipient
     key = recipient.rule.rpartition(" -> ")[0].rpartition(": ")[2]
     if recipient.claimed == "virtual_domains" and "@" in key:
         return recipient.address
