@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from gateway.console import call
+from gateway.journal import read
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -92,14 +94,15 @@ class Gateway:
             stdout=asyncio.subprocess.PIPE,
             cwd=self.base,
             env=_environment(),
+            start_new_session=True,
             **self.rights(),
         )
         line = await asyncio.wait_for(self.process.stdout.readline(), 20)
         assert b"serves" in line, f"it did not start: {line!r}"
 
     async def kill(self):
-        """End it as a power cut ends it for everybody else."""
-        self.process.kill()
+        """End it, workers and all, as a power cut ends it for everybody else."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         await self.process.wait()
 
     async def stop(self):
@@ -131,9 +134,14 @@ class Gateway:
                 await asyncio.sleep(0.05)
 
     def events(self):
-        """Give all events of the journal, in the order in which they were written."""
-        segments = sorted((self.state / "journal" / "shard-0").glob("*.jsonl"))
-        return [json.loads(line) for path in segments for line in path.read_bytes().splitlines()]
+        """Give all events of the journal in the order of time; no stream of it may have a gap."""
+        found = list(read(self.state / "journal"))
+        sequences = defaultdict(list)
+        for one in found:
+            sequences[one["stream"]].append(one["sequence"])
+        for stream, numbers in sequences.items():
+            assert numbers == list(range(1, len(numbers) + 1)), stream
+        return found
 
     def delivered(self):
         """Give the content of every file in the Maildir."""

@@ -19,8 +19,9 @@ KINDS = {
 class Load:
     """Sessions that send without an end, and remember every message that had its 250."""
 
-    def __init__(self, port, seed):
+    def __init__(self, port, seed, kinds=KINDS):
         self.port = port
+        self.kinds = kinds
         self.accepted = set()
         self.sent = 0
         #: Set while a gateway runs.
@@ -46,10 +47,10 @@ class Load:
     async def _session(self):
         async with _connected(self.port) as (reader, writer):
             for _ in range(self._random.randrange(1, 6)):
-                name = self._random.choice(list(KINDS))
+                name = self._random.choice(list(self.kinds))
                 token = f"{name}-{self.sent}"
                 self.sent += 1
-                reply = await self._message(reader, writer, token, KINDS[name])
+                reply = await self._message(reader, writer, token, self.kinds[name])
                 assert reply.startswith("250"), reply
 
     async def send(self, token, recipients, size=0):
@@ -95,7 +96,8 @@ class Sink:
 
 def text(token):
     """Give a message whose every line shows whose it is."""
-    lines = f"This line is of {token}.\n" * (1 + sum(token.encode()) * 31 % 200)
+    many = 4000 if token.startswith("big") else 200
+    lines = f"This line is of {token}.\n" * (1 + sum(token.encode()) * 31 % many)
     return f"Subject: {token}\nX-Token: {token}\n\n{lines}The end of {token}.\n".encode()
 
 
