@@ -1,5 +1,7 @@
 """A real PostgreSQL server that the tests start, stop and start again."""
 
+import asyncio
+import contextlib
 import os
 import pwd
 import shutil
@@ -99,3 +101,67 @@ def make(**more):
         server.remove()
         raise
     return server
+
+
+class Proxy:
+    """A way to the server that a test can cut: `block` swallows all silently, `drop` hangs up."""
+
+    def __init__(self, port):
+        self._server_port = port
+        self._writers = set()
+        self._open = asyncio.Event()
+        self._open.set()
+        #: Whether the answer to the next COMMIT is to be lost, of a connection that has said these words.
+        self.swallow = False
+        self.words = b"UPDATE node SET batch"
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        self.drop()
+        self.unblock()
+        self._server.close()
+
+    def block(self):
+        self._open.clear()
+
+    def unblock(self):
+        self._open.set()
+
+    def drop(self):
+        for writer in self._writers:
+            writer.close()
+
+    async def _serve(self, reader, writer):
+        await self._open.wait()
+        try:
+            there = await asyncio.open_connection("127.0.0.1", self._server_port)
+        except OSError:
+            writer.close()
+            return
+        self._writers |= {writer, there[1]}
+        await asyncio.gather(self._up(reader, there[1], writer), self._down(there[0], writer))
+
+    async def _up(self, reader, writer, back):
+        said = b""
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self._open.wait()
+                said += data
+                if self.swallow and self.words in said and b"COMMIT" in data:
+                    self.swallow = False
+                    back.transport.abort()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def _down(self, reader, writer):
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self._open.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()

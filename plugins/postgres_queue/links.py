@@ -38,7 +38,7 @@ _FULL = ("on", "remote_apply")
 
 
 class ConnectionLost(QueueError):
-    """The database gave no answer; what was asked may have happened, or not."""
+    """The database did not answer COMMIT: what was asked has happened, or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,10 @@ class Database:
 
     async def connect(self) -> Connection:
         """Connect, and hold the server to its promises. Raises psycopg.Error, QueueError."""
-        connection = await psycopg.AsyncConnection.connect(
-            self.conninfo, autocommit=True, **self.parameters()
-        )
+        async with asyncio.timeout(ANSWER / 2):
+            connection = await psycopg.AsyncConnection.connect(
+                self.conninfo, autocommit=True, **self.parameters()
+            )
         try:
             await connection.execute(_SESSION)
             row = await (await connection.execute(_PROMISES)).fetchone()
@@ -127,21 +128,24 @@ class Link:
             except psycopg.Error as error:
                 if connection.broken or connection.closed:
                     await self._drop()
-                raise translated(error, lost=connection.broken) from error
+                raise translated(error) from error
 
     async def _run(self, work: Callable[[Connection], Awaitable[R]], pipelined: bool) -> R:
         async with self._lock:
             connection = await self._connected()
             timer = asyncio.get_running_loop().call_later(ANSWER, _cut, connection)
+            done = False
             try:
                 piped = connection.pipeline() if pipelined else contextlib.nullcontext()
                 async with piped, connection.transaction():
-                    return await work(connection)
+                    result = await work(connection)
+                    done = True
+                return result
             except psycopg.Error as error:
                 lost = connection.broken or connection.closed
                 if lost:
                     await self._drop()
-                raise translated(error, lost=lost) from error
+                raise translated(error, lost=lost and done) from error
             finally:
                 timer.cancel()
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LARGEST = 500
 #: Seconds in which a lost answer to COMMIT is settled; then the caller hears that nobody knows.
 SETTLED = 20.0
+_DEAD = "the other nodes of the queue have taken this one for dead"
 _BATCH = "UPDATE node SET batch = %s WHERE epoch = %s RETURNING epoch"
 #: Waits for the transaction that was cut off, which has locked that row.
 _LAST = "SELECT batch FROM node WHERE epoch = %s FOR UPDATE"
@@ -128,9 +129,9 @@ class Writer:
         alive = await connection.execute(_BATCH, [self._batch, me])
         await statements.add(connection, [entry for work in batch for entry in work.adds], now)
         if await alive.fetchone() is None:
-            raise QueueError("the other nodes of the queue have taken this one for dead")
+            raise (ClaimLost if finishes else QueueError)(_DEAD)
         if flips and not await statements.flip(connection, flips, me):
-            raise QueueError("the other nodes of the queue have taken this one for dead")
+            raise QueueError(_DEAD)
         if not finishes:
             return []
         ids = {one.entry.id for one in finishes}
