@@ -31,7 +31,7 @@ from gateway import (
 )
 from gateway.queue import bounce_envelope
 
-from . import qsbmf, rfc3464
+from . import lines, qsbmf, rfc3464
 from .shown import in_header
 
 
@@ -67,8 +67,8 @@ class Bounces(Plugin[Settings]):
             returned = "" if double else recipient
             content = qsbmf.body(self._host, failures, entry.message, returned, double=double, whole=whole)
             return self._birth(sender, recipient, "failure notice", content, {})
-        lines = [rfc3464.failed(failure) for failure in failures]
-        report = rfc3464.Report(self._host, entry, lines, self.clock.time(), double=double, whole=whole)
+        told = [lines.failed(failure) for failure in failures]
+        report = rfc3464.Report(self._host, entry, told, self.clock.time(), double=double, whole=whole)
         return self._birth(sender, recipient, "failure notice", report.body(), report.fields())
 
     @hookimpl
@@ -77,8 +77,8 @@ class Bounces(Plugin[Settings]):
         envelope = bounce_envelope(entry.sender, "")
         if envelope is None or envelope[0]:
             return None
-        lines = [rfc3464.told(notice) for notice in notices]
-        report = rfc3464.Report(self._host, entry, lines, self.clock.time(), double=False, whole=False)
+        told = [lines.told(notice) for notice in notices]
+        report = rfc3464.Report(self._host, entry, told, self.clock.time(), double=False, whole=False)
         late = all(notice.action == "delayed" for notice in notices)
         subject = "delay notice" if late else "delivery notice"
         return self._birth(*envelope, subject, report.body(), report.fields())
