@@ -111,11 +111,11 @@ class Pool:
     async def stop(self, reason: str) -> None:
         """Let all workers end gently; one that does not is killed."""
         self._stopping = True
+        for seat in self.seats:
+            close_sockets(seat.sockets)
         await asyncio.gather(*(self._stop(seat, reason) for seat in self.seats))
         for task in self._tasks:
             task.cancel()
-        for seat in self.seats:
-            close_sockets(seat.sockets)
 
     async def reload(self, new: Configuration) -> dict[str, list[str]]:
         """Change the configuration of all workers, or of none; gives what changed. Raises GatewayError."""

@@ -100,6 +100,7 @@ async def _serve(
         supervisor = Supervisor(configuration, stack)
         await stack.enter_async_context(beside())
         await supervisor.start(shares)
+        supervisor.listen_to_signals()
         ready()
         await supervisor.serve()
 
@@ -135,12 +136,15 @@ class Supervisor:
         event = events.GatewayStarted(version=version("mailward"), listeners=listeners, pid=os.getpid())
         self._journal.emit(event)
 
-    async def serve(self) -> None:
-        """Serve until SIGTERM or SIGINT, then end gently. Raises GatewayError when no worker can be had."""
+    def listen_to_signals(self) -> None:
+        """End at SIGTERM and SIGINT, reload at SIGHUP."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number.name)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    async def serve(self) -> None:
+        """Serve until a signal ends it, gently. Raises GatewayError when no worker can be had any more."""
         ends: list[asyncio.Future[Any]] = [self._reason, self._pool.failed]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         reason = self._reason.result() if self._reason.done() else "no worker can be started"

@@ -82,7 +82,7 @@ def test_it_starts_and_sigterm_ends_it_with_0(site):
             'listeners: [{protocol: smtp, address: "[2001:db8::25]:2525"}]\n',
             "listener smtp-2525: cannot listen at",
         ),
-        ("gateway: {workers: 4}\n", "conf.d/90.yaml:1"),
+        ("gateway: {workers: 65}\n", "conf.d/90.yaml:1"),
         ("plugins: {folders: [nowhere]}\n", "nowhere"),
     ],
 )

@@ -69,6 +69,7 @@ def test_status_is_one_screen_of_health(site, waiting):
             "state": "queued",
             "recipients": 1,
             "oldest": row["queue"][0]["oldest"],
+            "ages": [1] + [0] * 9,
         }
     ]
     assert row["journal"]["full"] is False
