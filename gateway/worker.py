@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from gateway.queue.slots import Slots
     from gateway.settings.units import Endpoint
 
+#: Seconds between two looks at whether a retired chain has sessions.
+_LOOK = 1.0
 #: Deliveries and commands under way get this many seconds at a stop; then they are tried again later.
 GRACE = 30.0
 #: Entries younger than this at the journal's end are looked up there at start.
@@ -84,7 +86,8 @@ class Worker:
         self._serving = Serving(self.services, lambda: self.settings)
         self._stack = AsyncExitStack()
         self._servers: dict[Endpoint, tuple[smtp.Server | milter.Server, list[asyncio.Server]]] = {}
-        self._retired: list[Generation] = []
+        #: Generations that sessions or deliveries still use, and what ends each when they are over.
+        self._retired: dict[int, tuple[Generation, asyncio.Task[None]]] = {}
         self._prepared: tuple[Configuration, Generation] | None = None
         self._reloading = asyncio.Lock()
         #: Our queue, then what workers left that are no more; each has a dispatcher.
@@ -177,14 +180,13 @@ class Worker:
     async def switch(self, opened: dict[Endpoint, list[socket.socket]], actor: str = "") -> None:
         """Use what was prepared, and serve these sockets of listeners that are new."""
         assert self._prepared  # noqa: S101 - `prepare` has returned
-        self._retired.append(self.generation)
+        self._retire(self.generation)
         self.configuration, self.generation = self._prepared
         self._prepared = None
         await self._switch_listeners(opened)
         for dispatcher in self.dispatchers:
             dispatcher.wake()
         self._tell_loaded(actor)
-        self._retire()
 
     async def _open_added(self, new: Configuration) -> dict[Endpoint, list[socket.socket]]:
         try:
@@ -202,7 +204,7 @@ class Worker:
         self._loader = Loader(self.services, self.journal.emit, self.log.plugin)
         self.generation = self._build(self.configuration)
         await self._begin(self.generation, None)
-        self._stack.push_async_callback(self._end)
+        self._stack.push_async_callback(self._end_all)
         self.queue = await self._open_queue()
         self._make_reception()
         await self._work(self.queue, self.journal.ended)
@@ -263,10 +265,21 @@ class Worker:
                     Problem(f"{place}: startup failed: {type(error).__name__}: {error}")
                 ) from error
 
-    async def _end(self) -> None:
-        for stem in self.generation.plugins:
-            await self.generation.chain.life(stem, Stages.shutdown, quiet=True)
-        await self.generation.chain.drain()
+    async def _end_all(self) -> None:
+        for old, work in self._retired.values():
+            work.cancel()
+            await self._end(old)
+        await self._end(self.generation, last=True)
+
+    async def _end(self, old: Generation, *, last: bool = False) -> None:
+        """Run `shutdown` of the instances that no other generation has, and drop their modules."""
+        live = [self.generation, *(one for one, _ in self._retired.values())]
+        others = [one for one in live if one is not old and not last]
+        await old.chain.drain()
+        for stem in old.unshared(others):
+            await old.chain.life(stem, Stages.shutdown, quiet=True)
+        if not last:
+            self._loader.retire(old, *others)
 
     async def _open_queue(self) -> Queue:
         opened = self.generation.order["open_queue"]
@@ -367,11 +380,22 @@ class Worker:
         for endpoint, sockets in opened.items():
             await self.serve(endpoint, sockets)
 
-    def _retire(self) -> None:
-        """Drop the generations that no session uses any more."""
-        for old in [one for one in self._retired if not self.reception.sessions(one.chain)]:
-            self._retired.remove(old)
-            self._loader.retire(old, self.generation)
+    def _retire(self, old: Generation) -> None:
+        """End a generation when its last session and delivery are over."""
+        deliveries = {task for one in self.dispatchers for task in one.under_way()}
+        work = asyncio.get_running_loop().create_task(self._end_unused(old, deliveries))
+        self._retired[old.number] = old, work
+
+    async def _end_unused(self, old: Generation, deliveries: set[asyncio.Task[None]]) -> None:
+        if deliveries:
+            await asyncio.wait(deliveries)
+        used = True
+        while used:
+            # Also mail that is just coming in without a session has time to end.
+            await asyncio.sleep(_LOOK)
+            used = bool(self.reception.sessions(old.chain))
+        del self._retired[old.number]
+        await self._end(old)
 
     def _tell_started(self) -> None:
         self._tell_loaded("")

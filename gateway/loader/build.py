@@ -22,7 +22,7 @@ from gateway.loader.steps import steps_of
 from gateway.plugin import Context, Plugin, Section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
@@ -81,6 +81,11 @@ class Generation:
     #: (stage, stem) -> why it stands there.
     reasons: dict[tuple[str, str], str] = field(default_factory=dict)
 
+    def unshared(self, others: Iterable[Generation]) -> list[str]:
+        """Give the stems of the plugins whose instances no other of these generations has."""
+        shared = {id(plugin.instance) for one in others for plugin in one.plugins.values()}
+        return [stem for stem, plugin in self.plugins.items() if id(plugin.instance) not in shared]
+
 
 class Loader:
     """Builds generations. One for each gateway; it keeps instances whose file and settings did not change."""
@@ -134,10 +139,9 @@ class Loader:
             self._forget(running)
             raise
 
-    def retire(self, old: Generation, new: Generation | None) -> None:
+    def retire(self, old: Generation, *others: Generation | None) -> None:
         """Drop the modules of a generation whose last session and delivery are over."""
-        kept = {id(plugin.instance) for plugin in new.plugins.values()} if new else set()
-        self._forget({stem: p for stem, p in old.plugins.items() if id(p.instance) not in kept}, every=True)
+        self._forget({stem: old.plugins[stem] for stem in old.unshared(filter(None, others))}, every=True)
 
     def _forget(self, running: Mapping[str, Running], *, every: bool = False) -> None:
         for plugin in running.values():

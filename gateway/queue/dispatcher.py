@@ -119,6 +119,10 @@ class Dispatcher:
         attempt = Attempt(self._tools, delivery, self._settings())
         await self._endings.end(await attempt.ended([]))
 
+    def under_way(self) -> set[asyncio.Task[None]]:
+        """Give the deliveries of this moment: they go on with the chain that they have begun with."""
+        return set(self._tasks)
+
     async def _give_up(self, entry: Entry, actor: str) -> None:
         delivery = Delivery(new_id(), entry, NOWHERE, tuple(entry.recipients), entry.sender)
         attempt = Attempt(self._tools, delivery, self._settings())
