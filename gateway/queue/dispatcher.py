@@ -18,6 +18,7 @@ from gateway.errors import QueueError
 from gateway.faultpoint import point
 from gateway.queue.attempt import Attempt, Tools
 from gateway.queue.ending import PAUSE, Endings
+from gateway.queue.filter import Filter
 from gateway.queue.grouping import NOWHERE, deliveries
 from gateway.queue.slots import slots_of
 from gateway.queue.store import Finish, lane
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from gateway.envelope import Entry, EntryRecipient
     from gateway.plugin import Services, Site
     from gateway.queue.attempt import Admit, Journal
-    from gateway.queue.filter import Filter
     from gateway.queue.slots import Slots
     from gateway.queue.store import Queue
     from gateway.routing import Routed
@@ -261,12 +261,17 @@ class Dispatcher:
 
     async def _put_off(self, delivery: Delivery) -> bool:
         """Let mail for a suspended destination wait: that is no attempt, and nothing is told of it."""
-        due = await self._suspended.until(delivery.recipients)
-        if due:
-            waiting = [replace(one, state="queued", due=due) for one in delivery.recipients]
-            await self._store.finish([Finish(delivery.entry, waiting)])
-            self._let_go(delivery.entry, delivery.recipients)
-        return bool(due)
+        entry, due = delivery.entry, await self._suspended.until(delivery.recipients)
+        if not due:
+            return False
+        waiting = [replace(one, state="queued", due=due) for one in delivery.recipients]
+        await self._store.finish([Finish(entry, waiting)])
+        self._let_go(entry, delivery.recipients)
+        if not await self._suspended.until(delivery.recipients):
+            # It was resumed before we had stored this, and nobody else will make it due.
+            await self._store.retry(Filter([entry.id]))
+            self.wake()
+        return True
 
     async def _outcomes(self, attempt: Attempt, delivery: Delivery) -> list[Outcome] | None:
         """Ask the plugins, in a task that `stop` may cancel; None when it did."""

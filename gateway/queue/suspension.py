@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.queue.filter import destinations, like
+from gateway.queue.filter import like
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from gateway.envelope import EntryRecipient
     from gateway.queue.store import Queue
@@ -24,7 +24,7 @@ _LOOK = 1.0
 class Suspension:
     """A suspended destination; the store keeps it over restarts, for all that work its queue."""
 
-    #: A domain, or what a route calls its destination; may be a pattern (`*` is every destination).
+    #: A domain as it was rewritten, or what a route calls its destination; may be a pattern (`*` is all).
     name: str
     #: Seconds since the epoch.
     since: float
@@ -39,12 +39,13 @@ class Suspension:
         return not self.until or now < self.until
 
     def stops(self, one: EntryRecipient) -> bool:
-        """Whether a recipient waits for its end."""
-        return any(like(self.name, name) for name in destinations(one))
+        """Whether a recipient waits for its end: where it goes counts, not what the sender wrote."""
+        destination = one.route.destination if one.route else ""
+        return like(self.name, one.recipient.address.domain) or like(self.name, destination)
 
 
 class Suspended:
-    """What is suspended in a store, looked up once a second at most."""
+    """What is suspended in a store, looked up once a second while nothing is."""
 
     def __init__(self, store: Queue, clock: Clock) -> None:
         self._store = store
@@ -52,13 +53,18 @@ class Suspended:
         self._found: list[Suspension] = []
         self._looked = -_LOOK
 
-    async def until(self, recipients: Iterable[EntryRecipient]) -> float:
+    async def until(self, recipients: Sequence[EntryRecipient]) -> float:
         """When these may be tried again, seconds since the epoch; 0 when nothing stops them."""
-        if self._clock.monotonic() - self._looked >= _LOOK:
-            self._found, self._looked = await self._store.suspended(), self._clock.monotonic()
-        now = self._clock.time()
-        stopped = list(recipients)
-        ends = [found.until for found in self._found if found.runs(now) and any(map(found.stops, stopped))]
+        looked = self._clock.monotonic()
+        # Mail is put off for long, so what was seen a moment ago does not count for it.
+        if looked - self._looked >= _LOOK or self._ends(recipients):
+            self._found, self._looked = await self._store.suspended(), looked
+        ends = self._ends(recipients)
         if not ends:
             return 0.0
-        return min(now + LONGEST, max(ends)) if all(ends) else now + LONGEST
+        latest = self._clock.time() + LONGEST
+        return min(latest, max(ends)) if all(ends) else latest
+
+    def _ends(self, recipients: Sequence[EntryRecipient]) -> list[float]:
+        now = self._clock.time()
+        return [found.until for found in self._found if found.runs(now) and any(map(found.stops, recipients))]

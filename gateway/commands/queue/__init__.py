@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import click
 
+from gateway.commands.queue.archives import backup, restore, verify
+from gateway.commands.queue.backoff import backoff
 from gateway.commands.queue.change import CHANGES
 from gateway.commands.queue.destinations import resume, suspend, suspended
 from gateway.commands.queue.look import list_, show, stats
+from gateway.commands.queue.messages import adopt, export, import_
 
 
 class InOrder(click.Group):
@@ -26,6 +29,7 @@ Examples:
   mailward queue list --domain example.com
   mailward queue show 01997a3e-5a40-7c4e-9d6b-0a3f2d7c5e11
   mailward queue delete --sender '*@spam.example' --dry-run
+  mailward queue backup /var/backups/mailward.tar
   mailward queue suspend example.com --for 2h --reason 'their disk is full'""",
 )
 def queue() -> None:
@@ -36,5 +40,7 @@ def queue() -> None:
     """
 
 
-for command in (list_, show, stats, *CHANGES, suspend, resume, suspended):
+for command in (list_, show, stats, *CHANGES, suspend, resume, suspended, backoff):
+    queue.add_command(command)
+for command in (backup, verify, restore, export, import_, adopt):
     queue.add_command(command)
