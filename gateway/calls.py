@@ -11,7 +11,9 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from gateway.archiving import Archiving
 from gateway.errors import ControlError
+from gateway.events import DestinationResumed
 from gateway.journal import newest
 from gateway.loader import describe
 from gateway.operations import Operations
@@ -33,10 +35,19 @@ class Calls:
 
     def find(self, name: str) -> Callable[..., Rows]:
         """Give the call of this name. Raises ControlError."""
-        own = {"status": self._status, "stages": self._stages, "reload": self._reload}
+        own: dict[str, Callable[..., Rows]] = {
+            "status": self._status,
+            "stages": self._stages,
+            "reload": self._reload,
+            "marks": self._marks,
+            "unmark": self._unmark,
+        }
         if name in own:
             return own[name]
         worker = self._worker
+        archiving = Archiving(worker.queue, worker.generation.chain.emit, worker.dispatchers[0].wake)
+        if name in archiving.calls:
+            return archiving.calls[name]
         # Built per request: a reload changes the chain that the events go through.
         emit = worker.generation.chain.emit
         several = [
@@ -77,6 +88,21 @@ class Calls:
         del actor
         for row in describe(self._worker.generation):
             yield row
+
+
+    async def _marks(self, prefix: str, actor: str) -> Rows:
+        del actor
+        for mark in await self._worker.services.counters.marks(prefix):
+            yield {"key": mark.key, "until": mark.until, "note": mark.note}
+
+    async def _unmark(self, prefix: str, actor: str) -> Rows:
+        """Take marks away before their time; their key is a reason, a blank and whom it keeps waiting."""
+        counters, emit = self._worker.services.counters, self._worker.generation.chain.emit
+        for mark in await counters.marks(prefix):
+            await counters.unmark(mark.key)
+            reason, _, destination = mark.key.partition(" ")
+            emit(DestinationResumed(destination=destination, reason=reason, actor=actor))
+            yield {"key": mark.key, "until": mark.until, "note": mark.note}
 
 
 def changes(before: Generation, after: Generation) -> dict[str, list[str]]:

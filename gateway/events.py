@@ -605,7 +605,10 @@ class DestinationSuspended(Event):
 
 @event("destination.resumed", severity="notice")
 class DestinationResumed(Event):
-    """A person let mail for a suspended destination go; it is due at once."""
+    """A person let mail for a suspended destination go; it is due at once.
+
+    With `reason: remote.backoff` it is an address that did not answer, and may be tried again.
+    """
 
     destination: str = ""
 
@@ -639,7 +642,7 @@ class QueueRestored(Event):
     messages: int = 0
     #: were here or had ended here before, so were not added,
     known: int = 0
-    #: and were left out since the journal knows the end of all their recipients.
+    #: How many recipients were left out, since a journal tells their end.
     delivered: int = 0
 
 

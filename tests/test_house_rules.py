@@ -21,7 +21,7 @@ DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
     "errors faultpoint decision address message envelope events interfaces cdb controls passwords settings journal log "
     "services counters link hookspecs when plugin deadline chain isolation loader "
-    "configuration routing queue sharing smtp milter reception login answering serving listeners operations qmail "
+    "configuration routing queue sharing smtp milter reception login answering serving listeners operations archiving qmail "
     "drops submit worker calls console handover watchdog process child pool fanout supervisor testing commands"
 ).split()
 PURE = [

@@ -8,6 +8,7 @@ import pwd
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from gateway.archiving import Archiving
 from gateway.calls import merged
 from gateway.commands.assembly import Assembly
 from gateway.errors import ControlError, QueueError
@@ -63,7 +64,11 @@ async def _ask(assembly: Assembly, actor: str, name: str, arguments: dict[str, A
         )
         stack.callback(journal.close)
         journal.open()
-        calls = [Operations(queue, journal.emit).calls.get(name) for queue in queues]
+        if name.startswith("archive."):
+            # One part takes what is restored; the locks of all are ours.
+            calls = [Archiving(queues[0], journal.emit).calls.get(name)]
+        else:
+            calls = [Operations(queue, journal.emit).calls.get(name) for queue in queues]
         parts = [call(actor=actor, **arguments) for call in calls if call]
         if not parts:
             raise ControlError(

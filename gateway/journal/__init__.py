@@ -1,8 +1,8 @@
 """The journal: every event on disk, append-only, and how to read it back."""
 
 from gateway.journal.reader import accepted, newest, read
-from gateway.journal.segments import ended
+from gateway.journal.segments import ended, positions
 from gateway.journal.story import Story, render, tell
 from gateway.journal.writer import Journal, Output
 
-__all__ = ["Journal", "Output", "Story", "accepted", "ended", "newest", "read", "render", "tell"]
+__all__ = ["Journal", "Output", "Story", "accepted", "ended", "newest", "positions", "read", "render", "tell"]

@@ -37,6 +37,12 @@ def ended(folder: Path) -> float:
     return _end(found[-1])[1] if found else 0.0
 
 
+def positions(folder: Path) -> dict[str, int]:
+    """Give the sequence of the last event of each stream of a journal."""
+    found = {path.name: segments(path) for path in folder.glob("*/")}
+    return {name: _end(paths[-1])[0] for name, paths in found.items() if paths}
+
+
 class Segments:
     """Appends lines to the newest segment, starts another when it is big or old, forgets the oldest."""
 
