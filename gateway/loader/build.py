@@ -48,6 +48,7 @@ CORE = frozenset(
         "relay_control",
         "remote",
         "sqlite_queue",
+        "submission",
         "virtual_domains",
     }
 )
