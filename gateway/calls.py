@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import os
 import time
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,6 @@ class Calls:
         for row in describe(self._worker.generation):
             yield row
 
-
     async def _marks(self, prefix: str, actor: str) -> Rows:
         del actor
         for mark in await self._worker.services.counters.marks(prefix):
@@ -126,7 +125,7 @@ async def merged(name: str, parts: Sequence[Rows], limit: int = 0) -> Rows:
 
     Pages of `queue.list` stay in the order of ids, and within their limit; counts are summed up.
     """
-    if len(parts) == 1:
+    if len(parts) == 1 or name == "queue.suspended":  # all parts know all of these
         whole = parts[0]
     elif name == "queue.list":
         whole = _in_order(parts)
@@ -135,8 +134,10 @@ async def merged(name: str, parts: Sequence[Rows], limit: int = 0) -> Rows:
     else:
         whole = _one_after_the_other(parts)
     given = 0
-    async with aclosing(whole) as rows:  # type: ignore[type-var] # all of them are generators
-        async for row in rows:
+    async with AsyncExitStack() as stack:
+        for part in (*parts, whole):
+            await stack.enter_async_context(aclosing(part))  # type: ignore[type-var] # all are generators
+        async for row in whole:
             yield row
             given += 1
             if given == limit:

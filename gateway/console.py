@@ -103,9 +103,11 @@ class Console:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), _TIMEOUT)
-            async for row in self._answer(line, _actor(writer)):
-                writer.write(json.dumps({"row": row}).encode() + b"\n")
-                await writer.drain()
+            answer = self._answer(line, _actor(writer))
+            async with contextlib.aclosing(answer) as rows:  # type: ignore[type-var] # it is a generator
+                async for row in rows:
+                    writer.write(json.dumps({"row": row}).encode() + b"\n")
+                    await writer.drain()
             writer.write(b'{"done": true}\n')
         except GatewayError as error:
             writer.write(json.dumps({"error": str(error)}).encode() + b"\n")

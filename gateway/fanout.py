@@ -103,13 +103,11 @@ class Fanout:
         if not seat.ready or process is None:
             return known
         with contextlib.suppress(GatewayError, TimeoutError):
-            row = await asyncio.wait_for(_first(process), _STATUS)
+            (row,) = await asyncio.wait_for(_all_rows(process, "status", ""), _STATUS)
             known |= {key: row[key] for key in ("pid", "seconds", "sessions", "queue")}
             known |= {"serves": True, "full": row["journal"]["full"]}
         return known
 
 
-async def _first(process: Process) -> dict[str, Any]:
-    rows = process.link.rows("ask", name="status", arguments={"actor": ""})
-    row: dict[str, Any] = await anext(rows)
-    return row
+async def _all_rows(process: Process, name: str, actor: str) -> list[dict[str, Any]]:
+    return [row async for row in process.link.rows("ask", name=name, arguments={"actor": actor})]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import aclosing
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -177,11 +178,12 @@ class _Answer:
             return await given
         if not hasattr(given, "__aiter__"):
             return given
-        async for row in given:
-            await self._room.acquire()
-            if self._left:
-                break
-            self._tell("row", row)
+        async with aclosing(given) as rows:
+            async for row in rows:
+                await self._room.acquire()
+                if self._left:
+                    break
+                self._tell("row", row)
         return None
 
     def _tell(self, kind: str, *said: Any) -> None:

@@ -31,7 +31,7 @@ def status(conf: Path | None, as_json: bool) -> None:
         print_json([found])
     else:
         print_table(("", ""), _lines(found))
-    if found["journal"]["full"]:
+    if found["journal"]["full"] or not all(one["serves"] for one in found["workers"]):
         click.get_current_context().exit(1)
 
 
@@ -41,6 +41,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "up", f"{age(found['seconds'])}, configuration {found['generation']} from {found['configuration']}"
     for listener in found["listeners"]:
         yield "listener", listener
+    for worker in found["workers"]:
+        yield "worker", _worker(worker)
     yield "sessions", str(found["sessions"])
     states: Counter[str] = Counter()
     for row in found["queue"]:
@@ -51,6 +53,12 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     journal = found["journal"]
     yield "journal", f"{'CANNOT BE WRITTEN' if journal['full'] else 'well'}, {journal['folder']}"
     yield "last error", _error(found["last_error"])
+
+
+def _worker(one: dict[str, Any]) -> str:
+    if not one["serves"]:
+        return f"{one['worker']} DOES NOT SERVE"
+    return f"{one['worker']}, pid {one['pid']}, up {age(one['seconds'])}, {one['sessions']} sessions"
 
 
 def _error(event: dict[str, Any] | None) -> str:
