@@ -1,0 +1,169 @@
+"""A gateway of four workers in processes of their own, as `mailward run` starts them."""
+
+import contextlib
+import os
+import random
+import signal
+import smtplib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from gateway.console import call
+from gateway.errors import ControlError
+from gateway.journal import read
+
+#: Root's tests run the gateway as nobody, as `mailward run` itself would.
+OWNER = os.geteuid() or 65534
+WORKERS = 4
+CONF = """\
+gateway: {{hostname: mail.example.org, state: var, workers: {workers}, postmaster: box@example.org}}
+listeners:
+  - {{name: mx, protocol: smtp, address: "127.0.0.1:{port}"}}
+plugins: {{folders: [plugins]}}
+relay_control: {{clients: [127.0.0.1]}}
+rcpthosts: {{domains: [example.org]}}
+virtual_domains: {{domains: {{example.org: abc}}}}
+accounts: {{system: false, virtual: {{abc: {{home: home}}}}}}
+remote: {{routes: {{"": "127.0.0.1:1"}}}}
+"""
+PATIENCE = 30.0
+
+
+class Site:
+    """Its folder, its process, and how to ask it."""
+
+    def __init__(self, base, port):
+        self.base = base
+        self.port = port
+        self.process = None
+        for folder in ("conf.d", "plugins", "home", "home/Maildir/tmp", "home/Maildir/new", "home/Maildir/cur"):
+            (base / folder).mkdir(parents=True)
+        (base / "home" / ".qmail-default").write_text("./Maildir/\n")
+        self.configure()
+        self.own()
+
+    @property
+    def state(self):
+        return self.base / "var"
+
+    def configure(self, more="", workers=WORKERS):
+        (self.base / "conf.d" / "1.yaml").write_text(CONF.format(workers=workers, port=self.port))
+        (self.base / "conf.d" / "2.yaml").write_text(more)
+
+    def plugin(self, stem, text):
+        (self.base / "plugins" / f"{stem}.py").write_text(text)
+
+    def own(self):
+        if not os.geteuid():
+            for path in (self.base, *self.base.rglob("*")):
+                os.chown(path, OWNER, OWNER)
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gateway.commands", "run", "--conf", str(self.base / "conf.d")],
+            stdout=subprocess.PIPE,
+            cwd=self.base,
+            start_new_session=True,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            **({} if os.geteuid() else {"user": OWNER, "group": OWNER, "extra_groups": []}),
+        )
+        line = self.process.stdout.readline()
+        assert b"serves" in line, line
+
+    def stop(self):
+        self.process.terminate()
+        return self.process.wait(60)
+
+    def end(self):
+        """Leave nothing behind, whatever a test has left."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+        self.process.stdout.close()
+
+    def ask(self, name, **arguments):
+        """Ask the gateway; while a worker is being started, again."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return list(call(self.state, name, **arguments))
+            except ControlError as error:
+                if "again in a moment" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+
+    def workers(self):
+        return self.ask("status")[0]["workers"]
+
+    def client(self):
+        client = smtplib.SMTP("127.0.0.1", self.port, "client.example", timeout=PATIENCE)
+        client.ehlo()
+        return client
+
+    def send(self, recipient="box@example.org", sender="ann@example.com", text="Subject: x\r\n\r\nx\r\n"):
+        with self.client() as client:
+            client.sendmail(sender, [recipient], text)
+
+    def events(self, name=""):
+        """Give events in the order of time; no stream may have a gap."""
+        found = list(read(self.state / "journal"))
+        sequences = defaultdict(list)
+        for one in found:
+            sequences[one["stream"]].append(one["sequence"])
+        for stream, numbers in sequences.items():
+            assert numbers == list(range(1, len(numbers) + 1)), stream
+        return [one for one in found if name in ("", one["event"])]
+
+    def until(self, look):
+        """Wait for what other processes do; gives what was found."""
+        end = time.monotonic() + PATIENCE
+        while not (found := look()):
+            assert time.monotonic() < end, "it never came"
+            time.sleep(0.02)
+        return found
+
+
+def free_port():
+    import random
+    import socket
+
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+
+
+@contextlib.contextmanager
+def made():
+    # Not pytest's folder: nobody may not enter that one, and a socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="mailward-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        site = Site(Path(folder), free_port())
+        try:
+            yield site
+        finally:
+            if site.process:
+                site.end()
+
+
+@pytest.fixture
+def site():
+    """Give a site that is configured and not yet started."""
+    with made() as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def running():
+    """Give one running gateway for the tests of a file: a start takes seconds."""
+    with made() as site:
+        site.start()
+        yield site
