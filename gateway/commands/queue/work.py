@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Advance = Callable[[int, int], None]
 
 
-def asked(configuration: Configuration, name: str, **arguments: Any) -> Iterator[Row]:
+def asked(configuration: Configuration, name: str, /, **arguments: Any) -> Iterator[Row]:
     """Ask the running gateway, or the queue itself when none runs. Raises GatewayError."""
     from gateway import console
     from gateway.commands.ownership import ask
