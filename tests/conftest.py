@@ -17,6 +17,7 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib/dovecot"
 #: Package -> a program that only this package has.
 PROGRAMS = {
     "dovecot-imapd": "imap",
+    "knot": "knotd",
     "maildrop": "maildrop",
     "mlmmj": "mlmmj-receive",
     "clamav-milter": "clamav-milter",
@@ -29,6 +30,7 @@ PROGRAMS = {
     "procmail": "procmail",
     "sendmail-bin": "/opt/sendmail-peer/usr/libexec/sendmail/sendmail",
     "swaks": "swaks",
+    "unbound": "unbound",
     "vacation": "vacation",
 }
 #: Packages that cannot be installed beside the others -> how else they come.
