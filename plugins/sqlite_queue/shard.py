@@ -84,7 +84,7 @@ class Shard:
         self._do("DELETE FROM recipient WHERE entry IN (SELECT seq FROM entry WHERE state = 'receiving')")
         self._do("DELETE FROM entry WHERE state = 'receiving'")
         point("queue.sweep")
-        self._do("UPDATE recipient SET state = 'ready' WHERE state = 'attempting'")
+        self._do("UPDATE recipient SET state = 'waiting' WHERE state = 'attempting'")
 
     def add(
         self,
@@ -236,11 +236,11 @@ class Shard:
         self.add_recipients(seq, entry, numbered, now)
 
     def release_claims(self, entries: Sequence[Entry]) -> None:
-        """Give claimed recipients back."""
+        """Give claimed recipients back; a claim that a person made may have come before they were due."""
         for entry in entries:
             point("queue.release")
             seq = self._value("SELECT seq FROM entry WHERE id = ?", entry.id)
-            self._many(_STATE, (("ready", seq, one.number) for one in entry.recipients))
+            self._many(_STATE, (("waiting", seq, one.number) for one in entry.recipients))
 
     def change(self, verb: str, where: str, values: Sequence[object], now: float) -> list[str]:
         """Retry, hold or release what matches. Gives the ids of the entries touched."""
