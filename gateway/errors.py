@@ -89,6 +89,10 @@ class MessageError(GatewayError):
     """A message cannot be taken."""
 
 
+class OutOfMemory(GatewayError):
+    """There is no room in memory for the header of another message now."""
+
+
 class MessageTooBig(MessageError):
     """The message, or its header, is over the limit."""
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.errors import MessageTooBig
+from gateway.errors import MessageTooBig, OutOfMemory
 from gateway.faultpoint import point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import BinaryIO
 
@@ -149,15 +150,37 @@ def _split(field: bytes) -> tuple[str, str]:
     return name.rstrip(), _FOLD.sub("", value).strip()
 
 
+class Memory:
+    """What all spools together may hold in memory."""
+
+    def __init__(self, limit: Callable[[], int]) -> None:
+        self._limit = limit
+        self._taken = 0
+
+    def take(self, size: int) -> bool:
+        """Take some, if there is so much."""
+        if self._taken + size > self._limit():
+            return False
+        self._taken += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Give some back."""
+        self._taken -= size
+
+
 class Spool:
     """Takes the bytes of one message as they come, and gives a Message; memory stays bounded.
 
-    Bodies over IN_MEMORY go to a file in `folder`, which must be on the store's file system.
+    Bodies over IN_MEMORY go to a file in `folder`, which must be on the store's file system; all do when
+    `memory` has no room any more. What was taken of it goes back with `discard`.
     """
 
-    def __init__(self, folder: Path, *, limit: int = 0) -> None:
+    def __init__(self, folder: Path, *, limit: int = 0, memory: Memory | None = None) -> None:
         self._folder = folder
         self._limit = limit
+        self._memory = memory or Memory(lambda: sys.maxsize)
+        self._taken = 0
         self._pieces: list[bytes] = []
         self._held = 0
         self._header: bytes | None = None
@@ -166,7 +189,11 @@ class Spool:
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        """Add bytes (LF line ends). Raises MessageTooBig past the limit, OSError when the disk refuses."""
+        """Add bytes (LF line ends).
+
+        Raises MessageTooBig past the limit, OutOfMemory for a header that has no room, OSError when the disk
+        refuses.
+        """
         self.size += len(data)
         if self._limit and self.size > self._limit:
             raise MessageTooBig(f"the message is larger than {self._limit} bytes")
@@ -176,8 +203,10 @@ class Spool:
             return
         self._pieces.append(data)
         self._held += len(data)
-        if self._held > IN_MEMORY:
-            self._spill()
+        room = self._memory.take(len(data))
+        self._taken += len(data) * room
+        if not room or self._held > IN_MEMORY:
+            self._spill(room=room)
 
     def finish(self) -> Message:
         """Give the message; the file, if any, now belongs to it (and is not yet synced)."""
@@ -191,8 +220,10 @@ class Spool:
         return Message(self._header or b"", body)
 
     def discard(self) -> None:
-        """Drop what was written; safe to call at any time, also twice."""
+        """Drop what was written; safe to call at any time, also twice, and behind `finish`."""
         self._pieces = []
+        self._memory.give(self._taken)
+        self._taken = 0
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -200,10 +231,12 @@ class Spool:
             self._path.unlink(missing_ok=True)
             self._path = None
 
-    def _spill(self) -> None:
+    def _spill(self, *, room: bool) -> None:
         raw = b"".join(self._pieces)
         end = header_end(raw)
         if end == len(raw):
+            if not room:
+                raise OutOfMemory("the memory for messages on their way in is used up")
             if len(raw) > HEADER_LIMIT:
                 raise MessageTooBig(f"the header is larger than {HEADER_LIMIT} bytes")
             self._pieces = [raw]
@@ -215,3 +248,6 @@ class Spool:
         self._file = os.fdopen(number, "wb", buffering=BLOCK)
         self._file.write(raw[end:])
         self._pieces = []
+        freed = max(0, self._taken - end)
+        self._memory.give(freed)
+        self._taken -= freed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway import events
@@ -16,7 +17,7 @@ from gateway.envelope import Entry, EntryRecipient, Recipient, Session, Transact
 from gateway.errors import QueueError, QueueFull
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
-from gateway.message import FileBody, Spool
+from gateway.message import FileBody, Memory, Spool
 from gateway.plugin import stored
 from gateway.queue.birth import described, told
 
@@ -59,11 +60,12 @@ class Reception:
         self._chain = chain
         self._queue = queue
         self._clock = services.clock
-        self._counters = services.counters
+        self.counters = services.counters
         self._limits = limits
         self._accepted = accepted
         self._chains: dict[str, Chain] = {}
         self._slots: dict[str, list[str]] = {}
+        self._memory = Memory(lambda: self._limits().memory)
         self._commits: set[asyncio.Task[Any]] = set()
 
     def sessions(self, chain: Chain | None = None) -> int:
@@ -156,7 +158,7 @@ class Reception:
         limit = self._limits().message_size
         if session and session.message_size is not None:
             limit = session.message_size
-        return Spool(self._queue.spool_folder, limit=limit)
+        return Spool(self._queue.spool_folder, limit=limit, memory=self._memory)
 
     async def message(self, transaction: Transaction, message: Message) -> Decision:
         """Ask `incoming` and `message`, and commit. Accept means: on stable storage."""
@@ -263,7 +265,7 @@ class Reception:
                 **told, message=of.id, sender=of.sender, recipients=count
             )
         elif stage == "limit":
-            event = events.LimitExceeded(**told, limit=reason)
+            event = events.LimitExceeded(**told, limit=reason, allowed=getattr(self._limits(), reason, 0))
         else:
             event = events.CommandRefused(**told, stage=stage)
         self._emit(session, event)
@@ -295,7 +297,7 @@ class Reception:
 
     def _give_back(self, session: Session) -> None:
         for slot in self._slots.pop(session.id, ()):
-            self._spawn(self._counters.give(slot))
+            self._spawn(self.counters.give(slot))
 
     async def _over(self, session: Session) -> Defer | None:
         """Take a slot of each limit on sessions; what is taken goes back at `disconnect`."""
@@ -303,9 +305,13 @@ class Reception:
         slots = self._slots.setdefault(session.id, [])
         for name, key, limit in (
             ("sessions_per_client", f"sessions/{session.client.ip}", limits.sessions_per_client),
+            ("sessions_per_network", f"sessions/{network(session.client.ip)}", limits.sessions_per_network),
             ("sessions", "sessions", limits.sessions),
         ):
-            if not await self._counters.take(key, limit):
+            if key == "sessions/":
+                # Loopback, or a unix socket.
+                continue
+            if not await self.counters.take(key, limit):
                 decision = Defer("4.7.0", "too many connections, try again later", reason=name)
                 told = {**about(session), **why(decision)}
                 self._emit(session, events.LimitExceeded(**told, limit=name, allowed=limit))
@@ -372,12 +378,23 @@ class Reception:
         )
         self._emit(transaction.session, event)
 
+    def tell(self, event: events.Event) -> None:
+        """Tell a fact of no session."""
+        self._chain().emit(event)
+
     def chain_of(self, session: Session | None) -> Chain:
         """Give the chain that a session began with; mail born here has the newest."""
         return self._chains.get(session.id, self._chain()) if session else self._chain()
 
     def _emit(self, session: Session | None, event: events.Event) -> None:
         self.chain_of(session).emit(event)
+
+
+def network(ip: str) -> str:
+    """Name the network of an address: its /24, or its /64; "" for loopback, and for no address at all."""
+    if "." in ip:
+        return "" if ip.startswith("127.") else ip.rpartition(".")[0]
+    return "" if ip in ("", "::1") else IPv6Address(ip.partition("%")[0]).packed[:8].hex(":", 2)
 
 
 def drop(message: Message) -> None:

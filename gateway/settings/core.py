@@ -132,6 +132,8 @@ class Limits(Block):
     sessions: int = Field(default=2000, gt=0)
     #: Sessions at one time of one client address; more are told 421.
     sessions_per_client: int = Field(default=50, gt=0)
+    #: Sessions at one time of one network, /24 or /64, loopback excepted; more are told 421.
+    sessions_per_network: int = Field(default=200, gt=0)
     #: Refuse mail from a client that has not said EHLO or HELO.
     helo_required: bool = True
     #: `strict` is RFC 5321. `liberal` also takes what qmail-smtpd took: another MAIL within a transaction,
@@ -143,10 +145,18 @@ class Limits(Block):
     bad_commands: int = Field(default=20, gt=0)
     #: Failed logins of one client address in ten minutes; then its logins are told 421 unseen.
     auth_failures: int = Field(default=20, gt=0)
-    #: How long a client may be silent, for each read and each write; then 421 and the end.
+    #: Commands in one session, all counted; then 421 and the end.
+    commands: int = Field(default=10_000, gt=0)
+    #: How long a client may take for a command, or be silent within content; then 421 and the end.
     idle: Duration = Field(default=300.0, gt=0)
     #: How long one session may last; then its next command is told 421.
     session: Duration = Field(default=3600.0, gt=0)
+    #: Bytes a second that content has to come with, on average, once half a minute was waited for it; a
+    #: client that is slower is told 421.
+    data_rate: Size = Field(default=100, ge=0)
+    #: Memory for the content of messages on their way in, in each worker. Over it bodies go to disk at once,
+    #: and a header that has no room any more is told 452 4.3.1.
+    memory: Size = Field(default=64 * 1024**2, gt=0)
     #: A bare CR, bare LF or NUL in a message: refuse it with 550 5.5.2, or make
     #: an LF a line end and the others a space.
     bare_newlines: Literal["refuse", "normalise"] = "refuse"

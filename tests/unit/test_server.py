@@ -243,6 +243,60 @@ async def test_a_silent_client_is_sent_away(serve, reception, said):
     assert len(reception.resets) == said.startswith(ENVELOPE)
 
 
+async def test_a_command_may_not_trickle_in(serve, reception):
+    _, reader, writer = await serve(idle=0.3)
+    await replies(reader, 1)
+
+    async def trickle():
+        while True:
+            writer.write(b"N")
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(trickle())
+    assert (await rest(reader)).endswith(b"421 4.4.2 waited too long for the client\r\n")
+    task.cancel()
+    assert reception.ends == ["timeout"]
+
+
+@pytest.mark.parametrize("verb", [b"DATA\r\n", b"BDAT 100000\r\n"])
+async def test_content_may_not_trickle_in(serve, reception, monkeypatch, verb):
+    monkeypatch.setattr("gateway.smtp.server.content.PATIENCE", 0.2)
+    _, reader, writer = await serve()
+    writer.write(ENVELOPE.replace(b"DATA\r\n", verb))
+
+    async def trickle():
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(trickle())
+    assert (await rest(reader)).endswith(b"421 4.4.2 the content comes too slowly\r\n")
+    task.cancel()
+    assert ("limit", 421, "data_rate") in reception.refusals
+    assert reception.ends == ["limit"]
+    assert (reception.stored, len(reception.resets)) == ([], 1)
+
+
+async def test_who_brings_enough_may_take_long(serve, reception, monkeypatch):
+    monkeypatch.setattr("gateway.smtp.server.content.PATIENCE", 0.1)
+    _, reader, writer = await serve()
+    writer.write(ENVELOPE)
+    await replies(reader, 5)
+    for _ in range(10):
+        await asyncio.sleep(0.03)
+        writer.write(b"x" * 998 + b"\r\n")
+    writer.write(b".\r\n")
+    assert await replies(reader, 1) == [250]
+
+
+async def test_a_session_has_so_many_commands(serve, reception):
+    _, reader, writer = await serve(commands=100)
+    writer.write(b"NOOP\r\n" * 200)
+    said = (await rest(reader)).splitlines()
+    assert (len(said), said[-1]) == (102, b"421 4.7.0 too many commands in one session")
+    assert ("limit", 421, "commands") in reception.refusals
+
+
 async def test_a_session_does_not_last_for_ever(serve, reception):
     _, reader, writer = await serve(session=0.2)
 
@@ -258,7 +312,7 @@ async def test_a_session_does_not_last_for_ever(serve, reception):
 
 
 async def test_a_client_that_reads_nothing_holds_no_connection(serve, reception):
-    _, _, writer = await serve(idle=0.2)
+    _, _, writer = await serve(idle=0.2, commands=10**6)
     writer.transport.pause_reading()
     for _ in range(40):
         writer.write(b"HELP\r\n" * 20_000)

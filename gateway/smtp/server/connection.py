@@ -58,7 +58,7 @@ class Connection(Frame):
         self.recipients = 0
         #: The content that has begun to come.
         self.incoming: Incoming | None = None
-        self._errors = 0
+        self._commands = self._errors = 0
 
     async def converse(self) -> None:
         """Greet, then do command after command."""
@@ -95,6 +95,9 @@ class Connection(Frame):
         return self.reply(await self.reception.connect(self.session), "connect", banner)
 
     async def _obey(self, line: bytes | BadLine) -> Reply | None:
+        self._commands += 1
+        if self._commands > self.limits.commands:
+            return self.cut(replies.TOO_MANY_COMMANDS, "commands")
         if isinstance(line, BadLine):
             reply = _BAD_LINES[line] if self.strict else replies.NOT_IMPLEMENTED
             return self.refuse("command", reply, line.value)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.errors import MessageTooBig
+from gateway.errors import MessageTooBig, OutOfMemory
 from gateway.smtp import reply as replies
 from gateway.smtp.framing import Chunks, Content
 from gateway.smtp.parameters import Refused
 from gateway.smtp.reply import Reply
 from gateway.smtp.server.connection import storage_fault
+from gateway.smtp.server.frame import Gone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: RFC 3030 section 2; twenty digits are more octets than there are.
 _BDAT = re.compile(r"([0-9]{1,20})( +LAST)?", re.IGNORECASE)
+#: For so many seconds of waiting nobody is too slow.
+PATIENCE = 30.0
 _log = structlog.get_logger("gateway.smtp")
 
 
@@ -33,6 +36,7 @@ class Incoming:
 
     def __init__(self, connection: Connection, text: Text) -> None:
         self.text = text
+        self._connection = connection
         self.spool: Spool = connection.reception.spool(connection.begun())
         # RFC 1870 counts what is on the wire; the spool has the limit, too, and counts what it stores.
         self._room = (connection.message_size() if connection.strict else 0) or math.inf
@@ -47,6 +51,9 @@ class Incoming:
             self.spool.write(text)
         except MessageTooBig:
             self._fault = replies.TOO_BIG, "message_size"
+        except OutOfMemory:
+            self._connection.reception.refused(self._connection.session, "limit", replies.NO_MEMORY, "memory")
+            self._fault = replies.NO_MEMORY, "memory"
         except OSError as error:
             _log.warning("smtp.spool_failed", error=str(error))
             self._fault = storage_fault(error), "storage"
@@ -58,6 +65,28 @@ class Incoming:
         if self.text.hops >= self._hops:
             return replies.TOO_MANY_HOPS, "hops"
         return (replies.TOO_BIG, "message_size") if self.text.octets > self._room else self._fault
+
+
+class Pace:
+    """Reads content, and sends away who gives it too slowly; the time that we take does not count."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._waited = 0.0
+        self._octets = 0
+
+    async def read(self) -> bytes:
+        """Give the next bytes. Raises Gone."""
+        connection = self._connection
+        began = connection.loop.time()
+        block = await connection.read()
+        self._waited += connection.loop.time() - began
+        self._octets += len(block)
+        if self._waited > PATIENCE and self._octets < self._waited * connection.limits.data_rate:
+            connection.reception.refused(connection.session, "limit", replies.TOO_SLOW, "data_rate")
+            connection.dismiss(replies.TOO_SLOW, "limit")
+            raise Gone
+        return block
 
 
 async def data(connection: Connection, _: str) -> Reply:
@@ -143,14 +172,14 @@ def _normalises(connection: Connection) -> bool:
 
 async def _until_the_dot(connection: Connection, incoming: Incoming, content: Content) -> None:
     """Read to the end of the content, in bounded memory whatever comes."""
-    block = connection.lines.rest()
+    block, pace = connection.lines.rest(), Pace(connection)
     connection.in_message = True
     try:
         while True:
             incoming.store(content.feed(block))
             if content.ended:
                 break
-            block = await connection.read()
+            block = await pace.read()
     finally:
         connection.in_message = False
     connection.lines.feed(content.rest)
@@ -158,12 +187,13 @@ async def _until_the_dot(connection: Connection, incoming: Incoming, content: Co
 
 async def _pour(connection: Connection, incoming: Incoming | None, size: int) -> None:
     """Read so many octets, not one more or less; without `incoming` they are dropped."""
+    pace = Pace(connection)
     connection.in_message = True
     try:
         while size:
             block = connection.lines.some(size)
             if not block:
-                connection.lines.feed(await connection.read())
+                connection.lines.feed(await pace.read())
                 continue
             size -= len(block)
             if incoming:

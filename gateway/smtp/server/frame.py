@@ -28,7 +28,7 @@ BLOCK = 64 * 1024
 #: Longest command line with its CRLF; RFC 5321 section 4.5.3.1.4 asks for 512 and what extensions add.
 LONGEST_LINE = 4096
 #: Reasons for which we end a session while the client may still be sending.
-_SENT_AWAY = {"disconnected", "limit", "error"}
+_SENT_AWAY = {"disconnected", "limit", "error", "timeout"}
 #: How long it may go on sending then, in seconds.
 _LINGER = 2.0
 _log = structlog.get_logger("gateway.smtp")
@@ -137,18 +137,20 @@ class Frame(SMTP):
         self._replies += reply.wire(utf8=self.utf8)
 
     async def line(self) -> bytes | BadLine:
-        """Give the next line of the client, without its CRLF. Raises Gone."""
+        """Give the next line of the client, without its CRLF; all of it has the idle time. Raises Gone."""
+        until = 0.0
         while (line := self.lines.take()) is None:
-            self.lines.feed(await self.read())
+            until = until or self.loop.time() + self.limits.idle
+            self.lines.feed(await self.read(until))
         return line
 
-    async def read(self) -> bytes:
-        """Send what was said and wait for the client; each wait has the whole idle time. Raises Gone."""
+    async def read(self, until: float = 0.0) -> bytes:
+        """Send what was said and wait for the client, at most the idle time, or `until`. Raises Gone."""
         now = self.loop.time()
         if now >= self._session_ends:
             self.dismiss(replies.SESSION_TOO_LONG, "timeout")
             raise Gone
-        self._read_until = now + self.limits.idle
+        self._read_until = until or now + self.limits.idle
         self._waiting = True
         try:
             if self._replies:
