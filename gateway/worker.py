@@ -11,7 +11,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gateway import events, journal, milter, smtp
 from gateway.configuration import Configuration as Configuration  # noqa: PLC0414 - beside Worker it is looked for
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gateway.queue import Queue
     from gateway.queue.slots import Slots
     from gateway.settings.units import Endpoint
+    from gateway.smtp.server.accepting import Acceptor
 
 #: Seconds between two looks at whether a retired chain has sessions.
 _LOOK = 1.0
@@ -85,7 +86,9 @@ class Worker:
         self.services = services or Services(clock, Dns(), Counters(clock))
         self._serving = Serving(self.services, lambda: self.settings)
         self._stack = AsyncExitStack()
-        self._servers: dict[Endpoint, tuple[smtp.Server | milter.Server, list[asyncio.Server]]] = {}
+        self._servers: dict[
+            Endpoint, tuple[smtp.Server | milter.Server, list[asyncio.Server | Acceptor]]
+        ] = {}
         #: Generations that sessions or deliveries still use, and what ends each when they are over.
         self._retired: dict[int, tuple[Generation, asyncio.Task[None]]] = {}
         self._prepared: tuple[Configuration, Generation] | None = None
@@ -359,11 +362,9 @@ class Worker:
     async def serve(self, endpoint: Endpoint, sockets: list[socket.socket]) -> None:
         """Take what comes in by these sockets of a listener."""
         listener = next(one for one in self.settings.listeners if one.address == endpoint)
-        loop = asyncio.get_running_loop()
         server, opened = self._servers.get(endpoint) or (self._serving.server(listener), [])
         for one in sockets:
-            make: Any = loop.create_unix_server if endpoint.path else loop.create_server
-            opened.append(await make(server, sock=one))
+            opened.append(await server.listen(one))
         self._servers[endpoint] = server, opened
 
     async def _switch_listeners(self, opened: dict[Endpoint, list[socket.socket]]) -> None:

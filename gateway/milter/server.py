@@ -6,6 +6,7 @@ One connection is one SMTP session of the MTA. It knows the protocol and no poli
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -51,7 +52,7 @@ _log = structlog.get_logger("gateway.milter")
 
 
 class Server:
-    """Serves milter on a listener: `await loop.create_server(server, sock=sock)`."""
+    """Serves milter on a listener."""
 
     def __init__(
         self, answering: Answering, limits: Limits, listener_name: str, loop: asyncio.AbstractEventLoop
@@ -63,6 +64,12 @@ class Server:
         self.closing = False
         self.connections: set[Connection] = set()
         self._empty = asyncio.Event()
+
+    async def listen(self, sock: socket.socket) -> asyncio.Server:
+        """Serve at a listening socket until what this gives is closed."""
+        if sock.family == socket.AF_UNIX:
+            return await self.loop.create_unix_server(self, sock=sock)
+        return await self.loop.create_server(self, sock=sock)
 
     def __call__(self) -> asyncio.StreamReaderProtocol:
         """Make the protocol object of a new connection."""

@@ -49,7 +49,7 @@ def extensions(connection: Connection) -> Iterator[str]:
         yield "STARTTLS"
     if found := mechanisms(connection):
         yield f"AUTH {' '.join(found)}"
-    if trusted(connection, connection.server.listener.xclient):
+    if trusted(connection.peer, connection.server.listener.xclient):
         yield f"XCLIENT {' '.join(ATTRIBUTES)}"
 
 

@@ -18,13 +18,12 @@ from gateway.smtp.parameters import Refused
 from gateway.smtp.reply import Reply, answer, closes
 from gateway.smtp.server import tls
 from gateway.smtp.server.frame import Frame, Gone
-from gateway.smtp.server.proxy import read_header, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gateway.decision import Decision
-    from gateway.envelope import Transaction
+    from gateway.envelope import Client, Transaction
     from gateway.smtp.server.content import Incoming
     from gateway.smtp.server.listening import Server
 
@@ -50,8 +49,8 @@ class Command(NamedTuple):
 class Connection(Frame):
     """One client, as the verbs see it."""
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(server)
+    def __init__(self, server: Server, introduced: tuple[Client, str] | None = None) -> None:
+        super().__init__(server, introduced)
         self.strict = self.limits.syntax == "strict"
         self.transaction: Transaction | None = None
         #: Recipients of the transaction that heard yes.
@@ -62,7 +61,7 @@ class Connection(Frame):
 
     async def converse(self) -> None:
         """Greet, then do command after command."""
-        await self._begin()
+        tls.note(self)
         greeting = await self._try("connect", self.greet())
         if greeting is None or (greeting.refused and not self.reason):
             # The plugins could not be asked: nobody gets past them.
@@ -77,16 +76,6 @@ class Connection(Frame):
         """End the transaction and the session."""
         self.reset()
         self.reception.disconnect(self.session, self.reason or "lost")
-
-    async def _begin(self) -> None:
-        """Come to the client's own first word: a proxy's header and TLS may stand before it. Raises Gone."""
-        listener = self.server.listener
-        if trusted(self, listener.proxy):
-            await read_header(self)
-        if listener.tls == "implicit":
-            await tls.begin(self)
-        elif listener.proxy:
-            self.resume()
 
     async def greet(self) -> Reply:
         """Ask `connect`, and say who we are."""

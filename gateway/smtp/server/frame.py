@@ -16,7 +16,6 @@ from gateway.smtp.framing import CommandLines
 
 if TYPE_CHECKING:
     import ssl
-    from socket import socket
 
     from gateway.envelope import Session
     from gateway.smtp.framing import BadLine
@@ -44,7 +43,7 @@ class Frame(SMTP):
     #: aiosmtpd's own session is of another class; nothing that is left of it looks there.
     session: Session  # type: ignore[assignment]
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, introduced: tuple[Client, str] | None = None) -> None:
         # aiosmtpd's own __init__ inspects every attribute of the class and the handler, a fifth of the
         # time of a short session. What the methods that are left of it use is set here.
         self.loop = server.loop
@@ -55,6 +54,8 @@ class Frame(SMTP):
             loop=server.loop,
         )
         self.server = server
+        #: The client, and the address that it reached, where a proxy has named them.
+        self._introduced = introduced
         self.reception = server.reception
         self.limits = server.limits
         self.lines = CommandLines(LONGEST_LINE)
@@ -75,15 +76,13 @@ class Frame(SMTP):
         """Begin a session."""
         asyncio.StreamReaderProtocol.connection_made(self, transport)
         self.transport = transport
-        server, client = self.server, _socket_name(transport, "peername")
+        server, listener = self.server, self.server.listener
+        peer, port = _socket_name(transport, "peername")
         here, _ = _socket_name(transport, "sockname")
-        listener = server.listener
         #: The address at the other end; a proxy's, where the session's client is another.
-        self.peer = client[0]
-        self.session = self.reception.open(listener.name, listener.protocol, Client(*client), here)
-        if listener.tls == "implicit" or listener.proxy:
-            # What comes first is not for the reader of lines.
-            self._pause()
+        self.peer = peer
+        client, here = self._introduced or (Client(peer, port), here)
+        self.session = self.reception.open(listener.name, listener.protocol, client, here)
         server.connections.add(self)
         if server.closing:
             self.dismiss(replies.SHUTTING_DOWN, "shutdown")
@@ -175,7 +174,7 @@ class Frame(SMTP):
         self._pause()
         return bool(self.lines.rest() or self._reader._buffer)  # type: ignore[attr-defined]  # noqa: SLF001
 
-    async def start_tls(self, context: ssl.SSLContext, seconds: float) -> ssl.SSLObject:
+    async def start_tls(self, context: ssl.SSLContext, seconds: float) -> None:
         """Send what was said, then shake hands; nothing may be `ahead`. Raises OSError, ssl.SSLError."""
         self._pause()
         self._writer.write(bytes(self._replies))
@@ -188,18 +187,11 @@ class Frame(SMTP):
         self.transport = self._reader._transport = transport  # type: ignore[attr-defined]  # noqa: SLF001
         self._writer = asyncio.StreamWriter(transport, self, self._reader, self.loop)
         self._over_ssl = True
-        link: ssl.SSLObject = transport.get_extra_info("ssl_object")
-        return link
 
-    def socket(self) -> socket:
-        """Give the connection's socket, to be looked at."""
-        found: socket = self._writer.get_extra_info("socket")
+    def link(self) -> ssl.SSLObject | None:
+        """Give the TLS that is up, None when there is none."""
+        found: ssl.SSLObject | None = self._writer.get_extra_info("ssl_object")
         return found
-
-    def resume(self) -> None:
-        """Read on, where nothing but the client's own words is to come."""
-        if not self.session.closed:
-            self._writer.transport.resume_reading()  # type: ignore[attr-defined]
 
     def _pause(self) -> None:
         if not self.session.closed:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 from gateway.smtp import reply as replies
+from gateway.smtp.server.accepting import Acceptor
 from gateway.smtp.server.commands import COMMANDS, LMTP_COMMANDS
 from gateway.smtp.server.connection import Connection
 
 if TYPE_CHECKING:
+    from gateway.envelope import Client
     from gateway.login import Login
     from gateway.reception import Reception
     from gateway.settings import Limits, Listener
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """Serves SMTP on a listener: `await loop.create_server(server, sock=sock)`."""
+    """Serves SMTP on a listener."""
 
     def __init__(
         self,
@@ -43,9 +46,24 @@ class Server:
         self.connections: set[Frame] = set()
         self._empty = asyncio.Event()
 
-    def __call__(self) -> Connection:
-        """Make the protocol object of a new connection."""
-        return Connection(self)
+    def __call__(self, introduced: tuple[Client, str] | None = None) -> Connection:
+        """Make the protocol object of a new connection; a proxy may have named the client."""
+        return Connection(self, introduced)
+
+    async def listen(self, sock: socket.socket) -> asyncio.Server | Acceptor:
+        """Serve at a listening socket until what this gives is closed."""
+        if self.listener.proxy or self.listener.tls == "implicit":
+            return Acceptor(self, sock)
+        if sock.family == socket.AF_UNIX:
+            return await self.loop.create_unix_server(self, sock=sock)
+        return await self.loop.create_server(self, sock=sock)
+
+    def dismiss_user(self, user: str) -> int:
+        """End the sessions of a login; gives how many there were."""
+        theirs = [one for one in self.connections if one.session.user == user]
+        for connection in theirs:
+            connection.dismiss(replies.LOCKED, "locked")
+        return len(theirs)
 
     async def close_gently(self) -> None:
         """Let commands under way come to their reply, say 421 to all clients, wait until they are gone."""

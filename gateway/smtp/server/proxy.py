@@ -6,9 +6,7 @@ Both count from hosts that the listener names, and from nobody else.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
-import os
 import re
 import socket
 import struct
@@ -19,7 +17,6 @@ from aiosmtpd.proxy_protocol import V2_CMD, V2_SIGNATURE, get_proxy
 from gateway.envelope import Client
 from gateway.smtp import reply as replies
 from gateway.smtp.parameters import Refused
-from gateway.smtp.server.frame import Gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,35 +33,31 @@ ATTRIBUTES = ("NAME", "ADDR", "PORT", "HELO", "LOGIN", "PROTO", "DESTADDR", "DES
 _UNKNOWN = {"[UNAVAILABLE]", "[TEMPUNAVAIL]"}
 
 
-def trusted(connection: Connection, networks: Iterable[Network]) -> bool:
-    """Whether the host at the other end is one of these."""
+def trusted(ip: str, networks: Iterable[Network]) -> bool:
+    """Whether an address is in one of these."""
     try:
-        ip = ipaddress.ip_address(connection.peer)
+        address = ipaddress.ip_address(ip)
     except ValueError:
         return False
-    return any(ip in network for network in networks)
+    return any(address in network for network in networks)
 
 
-async def read_header(connection: Connection) -> None:
-    """Read whom a proxy speaks for, and nothing behind it. Raises Gone for what is no header.
+async def read_header(link: socket.socket, loop: asyncio.AbstractEventLoop) -> tuple[Client, str] | None:
+    """Read whom a proxy speaks for, and nothing behind it: the client, and the address that it reached.
 
-    The connection must be paused: TLS may follow at once, and its bytes are not ours to read.
+    None when the proxy speaks for itself. Raises OSError for what is no header.
     """
-    link = socket.socket(fileno=os.dup(connection.socket().fileno()))
-    with link:
-        async with asyncio.timeout(_WAIT):
-            header = await _take(link, connection.loop)
-        reader = asyncio.StreamReader()
-        reader.feed_data(header)
-        reader.feed_eof()
-        found = await get_proxy(reader)
-        if found.valid:
-            if found.command != V2_CMD.LOCAL and found.src_addr is not None:
-                connection.session.client = Client(str(found.src_addr), found.src_port or 0)
-                connection.session.local_ip = str(found.dst_addr)
-            return
-    connection.reason = "proxy"
-    raise Gone
+    async with asyncio.timeout(_WAIT):
+        header = await _take(link, loop)
+    reader = asyncio.StreamReader()
+    reader.feed_data(header)
+    reader.feed_eof()
+    found = await get_proxy(reader)
+    if not found.valid:
+        raise ConnectionAbortedError(found.error)
+    if found.command == V2_CMD.LOCAL or found.src_addr is None:
+        return None
+    return Client(str(found.src_addr), found.src_port or 0), str(found.dst_addr)
 
 
 async def _take(link: socket.socket, loop: asyncio.AbstractEventLoop) -> bytes:
@@ -111,7 +104,7 @@ def _length(seen: bytes) -> int:
 
 async def xclient(connection: Connection, argument: str) -> Reply:
     """Take another host's word for who the client is, and begin anew (Postfix, XCLIENT_README)."""
-    if not trusted(connection, connection.server.listener.xclient):
+    if not trusted(connection.peer, connection.server.listener.xclient):
         raise Refused(replies.NOT_IMPLEMENTED, "not_implemented")
     if connection.transaction is not None:
         raise Refused(replies.NESTED_MAIL, "sequence")

@@ -1,4 +1,4 @@
-"""STARTTLS (RFC 3207), and TLS from the first byte."""
+"""STARTTLS (RFC 3207), and what is known of a session that is under TLS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.smtp.server.connection import Connection
 
 #: A handshake may take this many seconds.
-_HANDSHAKE = 30.0
+HANDSHAKE = 30.0
 
 
 def offered(connection: Connection) -> bool:
@@ -45,22 +45,34 @@ async def starttls(connection: Connection, _: str) -> None:
 async def begin(connection: Connection) -> None:
     """Shake hands as the server. Raises Gone when that fails."""
     session = connection.session
-    chain = connection.reception.chain_of(session)
     try:
-        link = await connection.start_tls(connection.server.certificates.context, _HANDSHAKE)
+        await connection.start_tls(connection.server.certificates.context, HANDSHAKE)
     except (OSError, ssl.SSLError) as error:
-        reason = getattr(error, "reason", "") or str(error) or type(error).__name__
-        chain.emit(events.TlsFailed(**about(session), error=reason))
+        told = events.TlsFailed(**about(session), error=reason(error))
+        connection.reception.chain_of(session).emit(told)
         connection.reason = "tls"
         raise Gone from None
-    name, version, _ = link.cipher() or ("", "", 0)
-    session.tls = f"{link.version() or version} {name}"
+    note(connection)
+
+
+def note(connection: Connection) -> None:
+    """Note on the session what TLS there is, and tell it."""
+    link, session = connection.link(), connection.session
+    if link is None:
+        return
+    cipher, version, _ = link.cipher() or ("", "", 0)
+    session.tls = f"{link.version() or version} {cipher}"
     theirs = link.getpeercert(binary_form=True)
     session.certificate = fingerprint(theirs) if theirs else ""
     told = events.TlsEstablished(
         **about(session),
         version=link.version() or version,
-        cipher=name,
+        cipher=cipher,
         verified="certificate" if theirs else "",
     )
-    chain.emit(told)
+    connection.reception.chain_of(session).emit(told)
+
+
+def reason(error: Exception) -> str:
+    """Say why a handshake failed."""
+    return getattr(error, "reason", None) or str(error) or type(error).__name__
