@@ -41,6 +41,7 @@ class Calls:
             "reload": self._reload,
             "marks": self._marks,
             "unmark": self._unmark,
+            "sessions.end": self._end_sessions,
         }
         if name in own:
             return own[name]
@@ -88,6 +89,11 @@ class Calls:
         del actor
         for row in describe(self._worker.generation):
             yield row
+
+    async def _end_sessions(self, user: str, actor: str) -> Rows:
+        """End the sessions of a login; each is an event, `session.closed` with the reason `locked`."""
+        del actor
+        yield {"ended": self._worker.end_sessions(user)}
 
     async def _marks(self, prefix: str, actor: str) -> Rows:
         del actor

@@ -367,6 +367,11 @@ class Worker:
             opened.append(await server.listen(one))
         self._servers[endpoint] = server, opened
 
+    def end_sessions(self, user: str) -> int:
+        """End the sessions of a login; gives how many there were."""
+        servers = [server for server, _ in self._servers.values()]
+        return sum(one.end_sessions(user) for one in servers if isinstance(one, smtp.Server))
+
     async def _switch_listeners(self, opened: dict[Endpoint, list[socket.socket]]) -> None:
         certificates = self._serving.switch()
         wanted = {listener.address for listener in self.settings.listeners}

@@ -58,7 +58,7 @@ class Server:
             return await self.loop.create_unix_server(self, sock=sock)
         return await self.loop.create_server(self, sock=sock)
 
-    def dismiss_user(self, user: str) -> int:
+    def end_sessions(self, user: str) -> int:
         """End the sessions of a login; gives how many there were."""
         theirs = [one for one in self.connections if one.session.user == user]
         for connection in theirs:
