@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from gateway.settings.units import Duration as Duration
     from gateway.settings.units import Endpoint as Endpoint
     from gateway.settings.units import Network as Network
+    from gateway.settings.units import Rate as Rate
     from gateway.settings.units import Size as Size
     from gateway.settings.units import parse_network as parse_network
     from gateway.when import When as When
@@ -119,6 +120,7 @@ _HOME = {
     "Place": "errors",
     "Plugin": "plugin",
     "Problem": "errors",
+    "Rate": "settings.units",
     "Recipient": "envelope",
     "Reject": "decision",
     "Route": "envelope",

@@ -131,7 +131,7 @@ class Stages:
     def mail(self, transaction: Transaction) -> Decision | None:
         """MAIL FROM was given; `transaction.sender` and `.params` are set."""
 
-    @_stage("decide", "refuse 553 5.7.1", ("relay_control", "rcpthosts", ...), strict=True)
+    @_stage("decide", "refuse 553 5.7.1", ("relay_control", "rate_limit", "rcpthosts", ...), strict=True)
     def relay(
         self, transaction: Transaction, recipient: Recipient
     ) -> Accept | Reject | Defer | Disconnect | None:
@@ -140,7 +140,7 @@ class Stages:
         Silence is a refusal, so no plugin's absence opens a relay. Milter listeners do not ask.
         """
 
-    @_stage("decide", "go on", ("badmailfrom", ..., "recipient_check"))
+    @_stage("decide", "go on", ("badmailfrom", "rate_limit", ..., "recipient_check"))
     def rcpt(self, transaction: Transaction, recipient: Recipient) -> Decision | None:
         """RCPT TO was given and `relay` has accepted it. Policy; replaces badmailfrom."""
 

@@ -56,6 +56,28 @@ def format_size(size: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Often:
+    """So many in so many seconds."""
+
+    limit: int
+    window: float
+
+    @classmethod
+    def parse(cls, value: Any) -> Often:
+        """Read `10/s`, `100/m`, `1000/h`, `5000/d`. Raises ValueError."""
+        if isinstance(value, Often):
+            return value
+        match = re.fullmatch(r"([1-9][0-9]{0,8})/([smhd])", str(value))
+        if not match:
+            raise ValueError("write a rate as 10/s, 100/m, 1000/h or 5000/d")
+        return cls(int(match[1]), float(_SECONDS[match[2]]))
+
+    def __str__(self) -> str:
+        unit = next(unit for unit, seconds in _SECONDS.items() if seconds == self.window)
+        return f"{self.limit}/{unit}"
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """A place to listen at or connect to: `host:port`, `*:25`, `[::1]:25`, `unix:/path`."""
 
@@ -94,3 +116,4 @@ Duration = Annotated[
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size), Written("size")]
 Address = Annotated[Endpoint, BeforeValidator(Endpoint.parse), PlainSerializer(str), Written("host:port")]
 IpNetwork = Annotated[Network, BeforeValidator(parse_network), PlainSerializer(str), Written("network")]
+Rate = Annotated[Often, BeforeValidator(Often.parse), PlainSerializer(str), Written("rate")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
-from gateway import Network, controls, lower, parse_network
+from gateway import Network, Rate, controls, lower, parse_network
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -19,26 +19,6 @@ IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _HOST = re.compile(r"\.?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _LISTED = re.compile(r"|(?:[^\s@]*@)?\.?[^\s@.]+(?:\.[^\s@.]+)*")
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-class Rate(NamedTuple):
-    """So many in so many seconds."""
-
-    limit: int
-    window: float
-
-    @classmethod
-    def parse(cls, value: Any) -> Rate:
-        """Read `100/m`. Raises ValueError."""
-        match = re.fullmatch(r"([1-9][0-9]{0,8})/([smhd])", str(value))
-        if not match:
-            raise ValueError("write a rate as 10/s, 100/m, 1000/h or 5000/d")
-        return cls(int(match[1]), _SECONDS[match[2]])
-
-    def __str__(self) -> str:
-        unit = next(unit for unit, seconds in _SECONDS.items() if seconds == self.window)
-        return f"{self.limit}/{unit}"
 
 
 def _host(text: str) -> str:
@@ -73,7 +53,7 @@ class Client(BaseModel):
     #: Only to these recipients (addresses or domains); empty means any.
     recipients: list[Listed] = []
     #: How many recipients one of these clients may send to, as `100/m`; more are deferred.
-    max_rate: Annotated[Rate | None, BeforeValidator(Rate.parse), PlainSerializer(str)] = None
+    max_rate: Rate | None = None
 
     @model_validator(mode="before")
     @classmethod
