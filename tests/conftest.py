@@ -17,6 +17,7 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib/dovecot"
 #: Package -> a program that only this package has.
 PROGRAMS = {
     "dovecot-imapd": "imap",
+    "dovecot-lmtpd": "lmtp",
     "knot": "knotd",
     "maildrop": "maildrop",
     "mlmmj": "mlmmj-receive",
