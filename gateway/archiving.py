@@ -56,11 +56,11 @@ class Archiving:
         yield {}
 
     async def _restore(
-        self, actor: str, file: str, *, name: str, delivered: int = 0, hold: bool = False
+        self, actor: str, file: str, *, source: str, delivered: int = 0, hold: bool = False
     ) -> Rows:
-        """Load an archive that was verified; `name`: what the person called it."""
+        """Load an archive that was verified; `source`: what the person called it."""
         loaded = Loaded()
-        with Archive.at(Path(file), name) as archive:
+        with Archive.at(Path(file), source) as archive:
             found = archive.snapshots(self._queue.spool_folder)
             try:
                 async for loaded in load(self._queue, found, self._emit, time.time() if hold else 0.0):
@@ -69,7 +69,11 @@ class Archiving:
             finally:
                 self._emit(
                     events.QueueRestored(
-                        actor=actor, file=name, messages=loaded.added, known=loaded.known, delivered=delivered
+                        actor=actor,
+                        file=source,
+                        messages=loaded.added,
+                        known=loaded.known,
+                        delivered=delivered,
                     )
                 )
 

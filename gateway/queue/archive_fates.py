@@ -64,6 +64,8 @@ class Lost:
 
     id: str
     sender: str
+    #: What gave birth to it, "" for mail from outside.
+    parent: str
     time: float
 
 
@@ -154,7 +156,7 @@ class Fates:
             self._fates.setdefault(parent, _Fate()).children.add(id_)
             self._family.add(id_)
         elif self._after(one) and id_ not in self._archived:
-            self._later[id_] = Lost(id_, str(one.get("sender", "")), seconds(one["time"]))
+            self._later[id_] = Lost(id_, str(one.get("sender", "")), parent, seconds(one["time"]))
 
     def _note_end(self, fate: _Fate, one: Mapping[str, Any]) -> None:
         number, when = int(one.get("number", 0)), seconds(one["time"])

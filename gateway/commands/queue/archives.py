@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -137,7 +138,8 @@ def restore(file: Path, hold: bool, journals: tuple[Path, ...], conf: Path | Non
         click.echo(f"again: {plain(line)}")
     for one in told["lost"]:
         when = dt.datetime.fromtimestamp(one["time"]).astimezone().isoformat(" ", "seconds")
-        click.echo(f"lost: {one['id']} from <{plain(one['sender'])}>, accepted {when}, has no end")
+        born = f", born from {plain(one['parent'])}" if one["parent"] else ""
+        click.echo(f"lost: {plain(one['id'])} from <{plain(one['sender'])}>{born}, accepted {when}")
 
 
 def archived(configuration: Configuration, out: IO[bytes], only: Filter | None = None) -> Iterator[Row]:
@@ -171,11 +173,11 @@ def archived(configuration: Configuration, out: IO[bytes], only: Filter | None =
 
 
 def load_archive(
-    configuration: Configuration, staged: Path, name: str, *, delivered: int = 0, hold: bool = False
+    configuration: Configuration, staged: Path, source: str, *, delivered: int = 0, hold: bool = False
 ) -> Row:
     """Have an archive loaded that lies beside the queue; gives how many were added, and how many known."""
     loaded = {"added": 0, "known": 0}
-    arguments: dict[str, Any] = {"name": name, "delivered": delivered, "hold": hold}
+    arguments: dict[str, Any] = {"source": source, "delivered": delivered, "hold": hold}
     try:
         with bar("restore") as advance:
             for loaded in asked(configuration, "archive.restore", file=str(staged), **arguments):
@@ -213,7 +215,7 @@ def _judged(configuration: Configuration, archive: Archive, journals: Sequence[P
                 writer.add(judged.snapshot)
             forget_body(one.entry.message.body)
         writer.end()
-    lost = [{"id": one.id, "sender": one.sender, "time": one.time} for one in fates.lost()]
+    lost = [asdict(one) for one in fates.lost()]
     return {"left_out": left_out, "again": again, "lost": lost}
 
 
