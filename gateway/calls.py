@@ -52,7 +52,7 @@ class Calls:
         # Built per request: a reload changes the chain that the events go through.
         emit = worker.generation.chain.emit
         several = [
-            Operations(queue, emit, one.wake, one.bounce, one.settle).calls.get(name)
+            Operations(queue, emit, one.wake, one.bounce, one.settle, worker.journal.flush).calls.get(name)
             for queue, one in zip(worker.queues, worker.dispatchers, strict=True)
         ]
         found = [call for call in several if call]

@@ -54,12 +54,14 @@ class Operations:
         wake: Callable[[], None] = lambda: None,
         bounce: Bounce | None = None,
         settle: Callable[[str], Awaitable[None]] | None = None,
+        flush: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._queue = queue
         self._emit = emit
         self._wake = wake
         self._bounce_all = bounce
         self._settle = settle
+        self._flush = flush
         self.calls: dict[str, Callable[..., Rows]] = {
             "queue.list": self._list,
             "queue.show": self._show,
@@ -203,6 +205,12 @@ class Operations:
             for entry in changed:
                 # Held recipients must not delay the bounce of those that have failed.
                 await self._settle(entry.id)
+        await self._safe()
+
+    async def _safe(self) -> None:
+        """Have what was told on stable storage: who hears that it is done may count on the event."""
+        if self._flush:
+            await self._flush()
 
     async def _pages(self, wanted: Filter, size: int = PAGE, after: str = "") -> AsyncIterator[list[Entry]]:
         while page := await self._queue.list(wanted, size, after):
@@ -221,6 +229,7 @@ class Operations:
                 actor=actor, reason=reason, destination=destination, until=until
             )
             self._emit(event)
+            await self._safe()
             yield describe_suspension(suspension)
 
     async def _resume(self, actor: str, destination: str) -> Rows:
@@ -228,6 +237,7 @@ class Operations:
         gone = await self._queue.resume(destination)
         if gone:
             self._emit(events.DestinationResumed(actor=actor, destination=destination))
+            await self._safe()
             yield describe_suspension(gone)
         async for page in self._pages(Filter(domain=destination, state="queued")):
             await self._queue.retry(Filter([entry.id for entry in page], domain=destination))

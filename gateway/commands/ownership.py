@@ -68,7 +68,7 @@ async def _ask(assembly: Assembly, actor: str, name: str, arguments: dict[str, A
             # One part takes what is restored; the locks of all are ours.
             calls = [Archiving(queues[0], journal.emit).calls.get(name)]
         else:
-            calls = [Operations(queue, journal.emit).calls.get(name) for queue in queues]
+            calls = [Operations(queue, journal.emit, flush=journal.flush).calls.get(name) for queue in queues]
         parts = [call(actor=actor, **arguments) for call in calls if call]
         if not parts:
             raise ControlError(
@@ -76,7 +76,6 @@ async def _ask(assembly: Assembly, actor: str, name: str, arguments: dict[str, A
             )
         async for row in merged(name, parts, arguments.get("limit", 0)):
             yield row
-        await journal.flush()
 
 
 async def _queues(assembly: Assembly, stack: AsyncExitStack) -> AsyncIterator[Queue]:

@@ -203,3 +203,19 @@ async def test_a_bounce_that_comes_back_is_not_asked_for_again():
     assert len([row async for row in calls["queue.bounce"](actor="ann")]) == 1
     assert len(takes) == 2
     await queue.close()
+
+
+@pytest.mark.parametrize("verb", [*CHANGES, "suspend"])
+async def test_what_is_done_is_told_on_stable_storage(desk, verb):
+    log = []
+
+    async def flush():
+        log.append("flush")
+
+    calls = Operations(desk.queue, lambda event: log.append(event.NAME), flush=flush).calls
+    await desk.add(to(state="held" if verb == "release" else "queued"))
+    more = {"destination": "x.example", "since": 1.0} if verb == "suspend" else arguments_of(verb)
+    rows = calls[f"queue.{verb}"](actor="ann", **more)
+    await anext(rows)
+    assert (len(log), log[1]) == (2, "flush")
+    await rows.aclose()
