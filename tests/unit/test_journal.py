@@ -318,6 +318,23 @@ async def test_segments_are_rotated_by_size_and_the_oldest_go_with_a_count(open_
     assert all(one["reason"] == "max_size" and one["count"] > 0 for one in dropped)
 
 
+async def test_the_size_holds_for_all_streams_together_and_the_oldest_goes_whoever_wrote_it(
+    open_journal, tmp_path
+):
+    old, busy = (open_journal(stream=f"shard-{n}", streams=2, max_size=40_000) for n in (0, 1))
+    for journal, count in ((old, 150), (busy, 300)):
+        for number in range(count):
+            journal.emit(MessageAccepted(message=str(number)))
+            await journal.flush()
+    whole = sum(path.stat().st_size for path in tmp_path.glob("*/*.jsonl"))
+    assert 20_000 < whole < 40_000 + 2 * 40_000 // 8
+    left = [one for one in read(tmp_path) if one["stream"] == "shard-0"]
+    assert len(left) < 50
+    assert left[-1]["sequence"] == 150  # the newest segment stays, for the sequence to go on
+    lost = [one["count"] for one in read(tmp_path) if one["event"] == "events.dropped"]
+    assert sum(lost) > 150
+
+
 async def test_what_is_older_than_keep_goes_silently(open_journal, tmp_path):
     clock = [time.time()]
     journal = open_journal(keep=3600.0, now=lambda: clock[0])

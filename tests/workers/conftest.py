@@ -43,7 +43,14 @@ class Site:
         self.base = base
         self.port = port
         self.process = None
-        for folder in ("conf.d", "plugins", "home", "home/Maildir/tmp", "home/Maildir/new", "home/Maildir/cur"):
+        for folder in (
+            "conf.d",
+            "plugins",
+            "home",
+            "home/Maildir/tmp",
+            "home/Maildir/new",
+            "home/Maildir/cur",
+        ):
             (base / folder).mkdir(parents=True)
         (base / "home" / ".qmail-default").write_text("./Maildir/\n")
         self.configure()
@@ -65,12 +72,18 @@ class Site:
             for path in (self.base, *self.base.rglob("*")):
                 os.chown(path, OWNER, OWNER)
 
-    def start(self):
+    def start(self, given=None):
+        """Start it, with a socket as systemd gives one; it serves when this returns."""
+        command = [sys.executable, "-m", "gateway.commands", "run", "--conf", str(self.base / "conf.d")]
+        if given:
+            shell = f'exec 3<&{given.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+            command = ["bash", "-c", shell, "bash", *command]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway.commands", "run", "--conf", str(self.base / "conf.d")],
+            command,
             stdout=subprocess.PIPE,
             cwd=self.base,
             start_new_session=True,
+            pass_fds=[given.fileno()] if given else [],
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
             **({} if os.geteuid() else {"user": OWNER, "group": OWNER, "extra_groups": []}),
         )
@@ -131,8 +144,6 @@ class Site:
 
 
 def free_port():
-    import random
-    import socket
 
     while True:
         port = random.randrange(20_000, 32_000)

@@ -86,7 +86,9 @@ def test_a_rate_holds_for_all_workers_together(running):
     while len(gone) < 10:
         gone |= {one["id"] for one in running.ask("queue.delete", domain="example.net")}
     assert running.ask("queue.list") == []
-    told = running.until(lambda: len(running.events("message.deleted")) == 10 and running.events("message.deleted"))
+    told = running.until(
+        lambda: len(running.events("message.deleted")) == 10 and running.events("message.deleted")
+    )
     assert {one["message"] for one in told} == {one["id"] for one in listed}
     assert len({one["stream"] for one in told}) > 1
 
@@ -136,7 +138,14 @@ def test_a_new_listener_is_served_by_all_and_a_dropped_one_by_none(running):
 
 @pytest.mark.parametrize(
     "line",
-    [b"nonsense\n", b"[]\n", b"{}\n", b'{"call": 7}\n', b'{"call": "queue.list", "bogus": 1}\n', b"[" * 9000 + b"\n"],
+    [
+        b"nonsense\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"call": 7}\n',
+        b'{"call": "queue.list", "bogus": 1}\n',
+        b"[" * 9000 + b"\n",
+    ],
 )
 def test_a_malformed_request_gets_an_error_for_an_answer(running, line):
     with socket.socket(socket.AF_UNIX) as link:

@@ -1,0 +1,86 @@
+import socket
+from dataclasses import dataclass
+
+import pytest
+
+from gateway.errors import ListenError
+from gateway.listeners import close_sockets, open_sockets, share_out
+from gateway.settings.units import Endpoint
+
+
+@dataclass
+class Listener:
+    address: Endpoint
+    name: str = "mx"
+
+
+def listener(text):
+    return Listener(Endpoint.parse(text))
+
+
+@pytest.fixture
+def shares():
+    """Give `shares(text, workers)`: the sockets of each worker, closed at the end."""
+    made = []
+
+    def make(*texts, workers=3):
+        made.extend(found := share_out([listener(text) for text in texts], workers))
+        return found
+
+    yield make
+    for share in made:
+        close_sockets(share)
+
+
+def test_each_worker_has_a_socket_of_its_own_at_one_port_and_the_kernel_shares_out(shares):
+    made = shares("127.0.0.1:0")
+    own = [share[Endpoint.parse("127.0.0.1:0")][0] for share in made]
+    (name,) = {one.getsockname() for one in own}
+    clients = [socket.create_connection(name) for _ in range(60)]
+    taken = []
+    for one in own:
+        count = 0
+        try:
+            while True:
+                one.accept()[0].close()
+                count += 1
+        except BlockingIOError:
+            taken.append(count)
+    for client in clients:
+        client.close()
+    assert sum(taken) == 60
+    assert all(taken)
+
+
+def test_a_star_is_both_families_for_each(shares):
+    for share in shares("*:0", workers=2):
+        assert {one.family for one in share[Endpoint.parse("*:0")]} <= {socket.AF_INET, socket.AF_INET6}
+        assert share[Endpoint.parse("*:0")]
+
+
+def test_a_path_is_one_socket_for_all_and_goes_with_them(tmp_path):
+    path = tmp_path / "socket"
+    made = share_out([listener(f"unix:{path}")], 2)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        accepted = made[1][Endpoint.parse(f"unix:{path}")][0].accept()[0]
+        accepted.close()
+    close_sockets(made[0], paths=False)
+    assert path.exists()
+    close_sockets(made[1])
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_port_of_another_gateway_is_taken_though_both_may_share(shares, workers):
+    (share, *_) = shares("127.0.0.1:0")
+    port = share[Endpoint.parse("127.0.0.1:0")][0].getsockname()[1]
+    with pytest.raises(ListenError, match=f"listener mx: cannot listen at 127.0.0.1:{port}"):
+        share_out([listener("127.0.0.1:0"), listener(f"127.0.0.1:{port}")], workers)
+
+
+def test_one_that_cannot_be_opened_leaves_none_open(tmp_path):
+    path = tmp_path / "socket"
+    with pytest.raises(ListenError, match="does not have that address"):
+        open_sockets([listener(f"unix:{path}"), listener("192.0.2.1:25")])
+    assert not path.exists()
