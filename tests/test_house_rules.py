@@ -22,17 +22,20 @@ ORDER = (  # noqa: SIM905 - one name a line would be a screen
     "errors faultpoint decision address message envelope events interfaces cdb controls passwords settings journal log "
     "services counters link hookspecs when plugin deadline chain isolation loader "
     "configuration routing queue sharing smtp milter reception login answering serving listeners operations archiving qmail "
-    "drops submit worker calls console handover watchdog process child pool fanout supervisor testing commands"
+    "drops submit backups worker calls console handover watchdog process child pool fanout supervisor testing commands"
 ).split()
 PURE = [
     "gateway/address.py",
     "gateway/decision.py",
     "gateway/smtp/framing.py",
     "gateway/smtp/dialogue.py",
+    "gateway/smtp/login.py",
+    "gateway/smtp/talk.py",
     "gateway/smtp/wire.py",
     "gateway/smtp/reply.py",
     "gateway/smtp/sasl.py",
     "gateway/queue/retry.py",
+    "gateway/queue/filter.py",
     "gateway/cdb.py",
     "gateway/settings/yamltree.py",
     "gateway/settings/qmail_control.py",
@@ -46,6 +49,8 @@ PURE = [
     "gateway/smtp/parameters.py",
     "plugins/dot_qmail/parser.py",
     "plugins/relay_control/tcprules.py",
+    "plugins/remote/dane.py",
+    "plugins/remote/sts_policy.py",
 ]
 IMPURE = {
     "socket",
@@ -68,6 +73,8 @@ LONG = {
     "gateway/worker.py": "the composition of a process, start to stop",
     "gateway/reception.py": "every stage of reception, in mail order",
     "gateway/chain.py": "the walk, and what it counts",
+    "gateway/queue/store.py": "the contract of every store, in one place",
+    "gateway/queue/memory.py": "the whole contract of queue/store.py",
     "gateway/milter/server.py": "a session with an MTA, start to end",
     "gateway/milter/packets.py": "every packet of the protocol, beside each other",
     "plugins/aliases/__init__.py": "its hooks, and how a name is followed to its end",

@@ -76,6 +76,7 @@ async def _ask(assembly: Assembly, actor: str, name: str, arguments: dict[str, A
             )
         async for row in merged(name, parts, arguments.get("limit", 0)):
             yield row
+        await journal.flush()
 
 
 async def _queues(assembly: Assembly, stack: AsyncExitStack) -> AsyncIterator[Queue]:

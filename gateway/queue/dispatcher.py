@@ -18,10 +18,9 @@ from gateway.errors import QueueError
 from gateway.faultpoint import point
 from gateway.queue.attempt import Attempt, Tools
 from gateway.queue.ending import PAUSE, Endings
-from gateway.queue.filter import Filter
 from gateway.queue.grouping import NOWHERE, deliveries
 from gateway.queue.slots import slots_of
-from gateway.queue.store import Finish, lane
+from gateway.queue.store import lane
 from gateway.queue.suspension import Suspended
 from gateway.routing import resolve
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from gateway.envelope import Entry, EntryRecipient
     from gateway.plugin import Services, Site
     from gateway.queue.attempt import Admit, Journal
+    from gateway.queue.filter import Filter
     from gateway.queue.slots import Slots
     from gateway.queue.store import Queue
     from gateway.routing import Routed
@@ -240,14 +240,16 @@ class Dispatcher:
         entry, route = delivery.entry, delivery.route
         slots = self._slots[route.channel]
         name = self._held[entry.id, delivery.recipients[0].number]
-        if await self._put_off(delivery):
+        if await self._suspended.put_off(delivery):
+            self._let_go(entry, delivery.recipients)
             return
         if not await slots.take(name, route.destination):
             await self._give_back(entry, delivery.recipients)
             return
         try:
             point("dispatch.slot")
-            if await self._put_off(delivery):  # suspended while it waited
+            if await self._suspended.put_off(delivery):  # while it waited for the slot
+                self._let_go(entry, delivery.recipients)
                 return
             attempt = Attempt(self._tools, delivery, self._settings())
             outcomes = await self._outcomes(attempt, delivery)
@@ -258,20 +260,6 @@ class Dispatcher:
             return
         await self._endings.end(await attempt.ended(outcomes, "" if route.plugin else "no_route"))
         self._let_go(entry, delivery.recipients)
-
-    async def _put_off(self, delivery: Delivery) -> bool:
-        """Let mail for a suspended destination wait: that is no attempt, and nothing is told of it."""
-        entry, due = delivery.entry, await self._suspended.until(delivery.recipients)
-        if not due:
-            return False
-        waiting = [replace(one, state="queued", due=due) for one in delivery.recipients]
-        await self._store.finish([Finish(entry, waiting)])
-        self._let_go(entry, delivery.recipients)
-        if not await self._suspended.until(delivery.recipients):
-            # It was resumed before we had stored this, and nobody else will make it due.
-            await self._store.retry(Filter([entry.id]))
-            self.wake()
-        return True
 
     async def _outcomes(self, attempt: Attempt, delivery: Delivery) -> list[Outcome] | None:
         """Ask the plugins, in a task that `stop` may cancel; None when it did."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gateway.queue.filter import like
+from gateway.queue.filter import Filter, like
+from gateway.queue.store import Finish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.envelope import EntryRecipient
+    from gateway.envelope import Delivery, EntryRecipient
     from gateway.queue.store import Queue
     from gateway.services import Clock
 
@@ -53,8 +54,20 @@ class Suspended:
         self._found: list[Suspension] = []
         self._looked = -_LOOK
 
-    async def until(self, recipients: Sequence[EntryRecipient]) -> float:
-        """When these may be tried again, seconds since the epoch; 0 when nothing stops them."""
+    async def put_off(self, delivery: Delivery) -> bool:
+        """Put claimed recipients back, if they must wait: that is no attempt, and nothing is told."""
+        due = await self._until(delivery.recipients)
+        if not due:
+            return False
+        waiting = [replace(one, state="queued", due=due) for one in delivery.recipients]
+        await self._store.finish([Finish(delivery.entry, waiting)])
+        if not await self._until(delivery.recipients):
+            # It was resumed before we had stored this, and nobody else will make it due.
+            await self._store.retry(Filter([delivery.entry.id]))
+        return True
+
+    async def _until(self, recipients: Sequence[EntryRecipient]) -> float:
+        """When these may be tried again, seconds since the epoch; 0 for now."""
         looked = self._clock.monotonic()
         # Mail is put off for long, so what was seen a moment ago does not count for it.
         if looked - self._looked >= _LOOK or self._ends(recipients):
