@@ -110,6 +110,10 @@ class Connection(asyncio.Protocol):
         """The connection is under TLS."""
         return self._dialogue.secure
 
+    def offers(self, keyword: str) -> bool:
+        """The host has named this extension."""
+        return keyword in self._dialogue.extensions
+
     async def send(self, envelope: Envelope, message: Message) -> list[Verdict]:
         """Offer one message; gives a verdict for each recipient.
 

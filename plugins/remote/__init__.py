@@ -15,7 +15,7 @@ and `status` come from here.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -145,10 +145,8 @@ class Remote(Plugin[Settings]):
                 "deferred", "4.4.1", "it took too long altogether, perhaps it has the message all the same"
             )
             verdicts, connection = [slow] * len(recipients), None
-        peer = str(connection.target) if connection else ""
-        secure = bool(connection and connection.secure)
         return [
-            _outcome(recipient.number, verdict, peer, secure=secure)
+            _outcome(recipient.number, verdict, connection)
             for recipient, verdict in zip(recipients, verdicts, strict=True)
         ]
 
@@ -206,17 +204,24 @@ def _envelope(delivery: Delivery, recipients: list[EntryRecipient]) -> Envelope:
         size=message.size,
         eight_bit=not seven_bit,
         international="SMTPUTF8" in params and not header,
-        require_tls="REQUIRETLS" in params,
+        # A bounce goes on without it: it would be lost else (RFC 8689 section 5).
+        require_tls="REQUIRETLS" in params and delivery.sender not in ("", "#@[]"),
         params=params,
         rcpt_params=[recipient.recipient.params for recipient in recipients],
     )
 
 
-def _outcome(number: int, verdict: Verdict, peer: str, *, secure: bool) -> Outcome:
+def _outcome(number: int, verdict: Verdict, connection: Connection | None) -> Outcome:
     """Put into words what became of one recipient."""
-    text = f"{peer}: {verdict.text}" if peer else verdict.text
-    if secure and verdict.result == "delivered":
-        text += " over TLS"
-    if peer and verdict.reply:
-        text += f"\nThe host said: {verdict.reply}"
-    return Outcome(number, verdict.result, text, verdict.status, verdict.reply, peer)
+    text, peer = verdict.text, ""
+    handed: Literal["", "relayed", "passed"] = ""
+    if connection:
+        peer = str(connection.target)
+        text = f"{peer}: {text}"
+        if verdict.result == "delivered":
+            text += " over TLS" if connection.secure else ""
+            # Behind LMTP there is no further host.
+            handed = "passed" if connection.offers("DSN") else "" if connection.target.lmtp else "relayed"
+        if verdict.reply:
+            text += f"\nThe host said: {verdict.reply}"
+    return Outcome(number, verdict.result, text, verdict.status, verdict.reply, peer, handed=handed)

@@ -12,7 +12,6 @@ from .tls import Way
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.events import Event
     from gateway.smtp import Terms, Timeouts
 
     from .backoff import Backoff
@@ -33,7 +32,7 @@ class Connector:
         guard: Guard,
         sts: MtaSts,
         backoff: Backoff,
-        emit: Callable[[Event], None],
+        emit: Callable[[events.Event], None],
     ) -> None:
         self._helo = helo
         self._timeouts = timeouts

@@ -88,7 +88,7 @@ def chain_of(folder, conf, *stems, hostname="me.example"):
     loader = Loader(services, lambda _event: None, structlog.get_logger)
     found = discover([], set(conf), {})
     assert bundled_folder().is_dir()
-    running = {stem: loader._run(found[stem], tree, site, None) for stem in stems}
+    running = {stem: loader.load(found[stem], tree, site) for stem in stems}
     steps = steps_of(running, tree)
     chain = Chain(SPECS, steps, lambda _event: None)
     for plugin in running.values():

@@ -600,6 +600,25 @@ async def test_by_mx_the_mx_record_must_be_validated_too(
     assert deliver.events()[0].domain == "x.example"
 
 
+# DSN (RFC 3461 section 5.2)
+
+
+@pytest.mark.parametrize(
+    ("ehlo", "protocol", "handed"),
+    [
+        ("250-x\r\n250 DSN", "", "passed"),
+        ("250 x", "", "relayed"),
+        ("250 x", "lmtp:", ""),
+        ("250-x\r\n250 DSN", "lmtp:", "passed"),
+    ],
+)
+async def test_who_tells_of_a_delivery(remote, ehlo, protocol, handed):
+    async with ScriptedHost({"EHLO": ehlo, "LHLO": ehlo}) as host:
+        outcome = await remote(None, "tls: may", f'"{protocol}127.0.0.1:{host.port}"')(params={"RET": "HDRS"})
+    assert (outcome.result, outcome.handed) == ("delivered", handed)
+    assert ("MAIL FROM:<s@me.example> RET=HDRS" in host.commands) == (handed == "passed")
+
+
 # REQUIRETLS (RFC 8689)
 
 
