@@ -622,14 +622,21 @@ class QueueFailed(Event):
 
 @event("queue.backup", severity="notice")
 class QueueBackup(Event):
-    """A backup of the queue is whole on the disk; `error` says why there is none."""
+    """A backup of the queue is whole on the disk."""
 
     file: str = ""
     #: How many messages it holds.
     messages: int = 0
     #: In bytes.
     size: int = 0
+    #: How long it took.
     seconds: float = 0.0
+
+
+@event("queue.backup_failed", "security", "error")
+class QueueBackupFailed(Event):
+    """A backup by schedule was not made; the next is tried soon."""
+
     error: str = ""
 
 

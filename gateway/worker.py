@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from gateway import events, journal, milter, smtp
+from gateway.backups import Backups
 from gateway.configuration import Configuration as Configuration  # noqa: PLC0414 - beside Worker it is looked for
 from gateway.configuration import make_state
 from gateway.counters import Counters
@@ -217,6 +218,13 @@ class Worker:
         for listener in settings.listeners:
             await self.serve(listener.address, sockets[listener.address])
         self._tell_started()
+        if self.number == 0:
+            backups = Backups(
+                lambda: self.configuration,
+                lambda event: self.generation.chain.emit(event),  # noqa: PLW0108 - a reload changes the chain
+            )
+            making = asyncio.get_running_loop().create_task(backups.run())
+            self._stack.callback(making.cancel)
 
     def _open_journal(self) -> None:
         settings = self.settings

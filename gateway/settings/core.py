@@ -173,6 +173,17 @@ class Concurrency(Block):
     per_destination: int = Field(default=10, gt=0)
 
 
+class Backup(Block):
+    """`queue.backup:` archives of the queue, made by schedule."""
+
+    #: The folder that they are written to, for the gateway's user alone; made when it is not there.
+    to: ConfigPath
+    #: How often.
+    every: Duration = Field(default=300.0, gt=0)
+    #: How many are kept; the oldest go.
+    keep: int = Field(default=24, gt=0)
+
+
 class Queue(Block):
     """`queue:` how long and how busily mail is delivered."""
 
@@ -182,6 +193,8 @@ class Queue(Block):
     delay_warning: Duration = Field(default=4 * 3600.0, gt=0)
     #: Deliveries at one time.
     concurrency: Concurrency = Concurrency()
+    #: Archives of the queue, made by schedule; none unless given.
+    backup: Backup | None = None
 
 
 class Output(Block):

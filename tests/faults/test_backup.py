@@ -25,6 +25,7 @@ from traffic import Load, kind, text, token_of
 
 from gateway.address import Address
 from gateway.envelope import Entry, EntryRecipient, Recipient, new_id
+from gateway.journal import read
 from gateway.message import Message
 from gateway.queue import Snapshot
 from gateway.queue.archive import Manifest, Writer
@@ -321,3 +322,41 @@ def test_messages_move_between_machines_byte_for_byte(elsewhere, tmp_path, numbe
     assert files.keys() == {said.entry.id for said in one.values()}
     assert all(one[raw].entry.id == id_ for id_, raw in files.items())
     numbers("exported and imported", messages=count, byte_equal=len(files))
+
+
+async def test_backups_come_by_schedule_and_the_oldest_go(gateway):
+    gateway.configure(more="queue: {backup: {to: backups, every: 1s, keep: 2}}\n")
+    folder = gateway.base / "backups"
+    folder.mkdir()
+    (folder / ".queue-20260101T000000Z.tar.half").touch()
+    (folder / "queue-20260101T000000Z.tar").touch()
+    (folder / "mine.tar").touch()
+    gateway.own()
+    await gateway.start()
+    assert (await Load(gateway.port, 1).send("remote-1", ["far@example.net"])).startswith("250")
+    made = await told(gateway, "queue.backup", 3)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names[0] == "mine.tar"
+    assert len(names) in (3, 4)  # one more, while the next is being made
+    assert "queue-20260101T000000Z.tar" not in names
+    newest = Path(made[-1]["file"])
+    assert newest.stat().st_mode & 0o777 == 0o600
+    with Archive.at(newest) as archive:
+        assert archive.verify() == made[-1]["messages"] == 1
+
+    folder.chmod(0o500)
+    (failed, *_) = await told(gateway, "queue.backup_failed", 1)
+    assert "Permission denied" in failed["error"]
+    folder.chmod(0o700)
+    await told(gateway, "queue.backup", len(await told(gateway, "queue.backup", 3)) + 1)
+    assert await gateway.stop() == 0
+
+
+async def told(gateway, name, count):
+    """Wait until so many events of a name are in the journal."""
+    async with asyncio.timeout(40):
+        while True:
+            found = [one for one in read(gateway.state / "journal") if one["event"] == name]
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.05)
