@@ -134,6 +134,10 @@ class Site:
             assert numbers == list(range(1, len(numbers) + 1)), stream
         return [one for one in found if name in ("", one["event"])]
 
+    def streams(self, name):
+        """Name the streams that have events of a name."""
+        return {one["stream"] for one in self.events(name)}
+
     def until(self, look):
         """Wait for what other processes do; gives what was found."""
         end = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""Four workers are one gateway: limits, operations, the journal, a reload and a death count for all of them."""
+"""Four workers are one gateway: in limits, operations, the journal, a reload, and when one of them dies."""
 
 import concurrent.futures
 import os
@@ -18,23 +18,19 @@ def together(count, work):
         return list(pool.map(lambda _: work(), range(count)))
 
 
-def shards(site, name):
-    return {one["stream"] for one in site.events(name)}
-
-
 def test_all_workers_take_part_and_trace_finds_mail_of_each(running):
     def all_have_delivered():
         together(8, running.send)
-        return len(shards(running, "delivery.delivered")) == 4
+        return len(running.streams("delivery.delivered")) == 4
 
     running.until(all_have_delivered)
     running.until(lambda: running.ask("queue.stats") == [])
     done = running.events("message.finished")
-    for stream in shards(running, "message.finished"):
+    for stream in running.streams("message.finished"):
         message = next(one["message"] for one in done if one["stream"] == stream)
         (story,) = tell(running.state / "journal", message)
         assert [one["event"] for one in story.events][-1] == "message.finished"
-    assert shards(running, "gateway.started") == {"supervisor"}
+    assert running.streams("gateway.started") == {"supervisor"}
     assert len(running.events("config.loaded")) == 1
 
 
