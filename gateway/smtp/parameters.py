@@ -62,6 +62,8 @@ def parse_argument(
         raise Refused(refusal, "syntax") from None
     if strict and _CONTROL.search(address):
         raise Refused(Reply(501, status, "the address holds a control character"), "syntax")
+    if strict and address.endswith("@"):
+        raise Refused(Reply(501, status, "a domain is missing behind the @"), "syntax")
     params: dict[str, str] = {}
     for word in rest.split():
         name, _, value = word.partition("=")

@@ -1,0 +1,190 @@
+"""No message hides another: false ends of data, by DATA and BDAT, pipelined, cut into packets at every octet.
+
+The server is driven packet by packet, so that each cut is really seen. What another host once took for the
+end of a message stands in front of commands that would send a second one: nobody may ever hear of its sender.
+"""
+# ruff: noqa: ARG002 - a fake takes what the real one takes
+
+import asyncio
+
+import pytest
+
+from gateway.decision import Accept
+from gateway.envelope import Recipient, Session, Transaction, new_id
+from gateway.message import Spool
+from gateway.settings import Limits, Listener, Tls
+from gateway.smtp import Server
+from gateway.smtp.tls import Certificates
+
+#: What other servers have taken for the end of a message.
+FALSE_ENDS = [
+    b"\n.\n",
+    b"\n.\r",
+    b"\r.\n",
+    b"\r.\r",
+    b"\n.\r\n",
+    b"\r.\r\n",
+    b"\r\n.\n",
+    b"\r\n.\r",
+    b"\r\n.\r\r\n",
+    b"\r\r\n.\r\r\n",
+    b"\r\n\0.\r\n",
+    b"\r\n.\0\r\n",
+    b"\r\n.\r\0\n",
+    b"\n\n.\r\n",
+    b"\r\n.\x85\n",
+    b"\r\n. \n",
+]
+ENVELOPE = b"MAIL FROM:<one@example.com>\r\nRCPT TO:<u@example.org>\r\n"
+SECOND = b"MAIL FROM:<two@example.com>\r\nRCPT TO:<u@example.org>\r\nDATA\r\nx\r\n.\r\n"
+LAST = b"MAIL FROM:<last@example.com>\r\nQUIT\r\n"
+
+
+def by_data(variant):
+    return ENVELOPE + b"DATA\r\nSubject: one\r\n\r\nbody" + variant + SECOND + b"\r\n.\r\n"
+
+
+def by_one_chunk(variant):
+    content = b"Subject: one\r\n\r\nbody" + variant + SECOND + b"BDAT 3 LAST\r\nx\r\n"
+    return ENVELOPE + b"BDAT %d LAST\r\n" % len(content) + content
+
+
+def by_chunks(variant):
+    """The false end is cut by the end of a chunk; a chunk has a command in it that looks like the next."""
+    raw, half = b"body" + variant + SECOND + b"BDAT 99 LAST\r\n", len(variant) // 2 + 4
+    chunks = [raw[:half], raw[half : half + 3], b"", raw[half + 3 :]]
+    said = [b"BDAT %d\r\n" % len(chunk) + chunk for chunk in chunks]
+    return ENVELOPE + b"".join(said) + b"BDAT 2 LAST\r\n\r\n"
+
+
+def by_refused_chunks(variant):
+    """Nothing was begun: the octets are no commands all the same."""
+    raw = b"body" + variant + SECOND
+    return b"BDAT %d LAST\r\n" % len(raw) + raw
+
+
+STREAMS = [by_data, by_one_chunk, by_chunks, by_refused_chunks]
+
+
+class Taking:
+    """A reception that takes all, and notes senders and messages."""
+
+    def __init__(self, folder):
+        self.folder, self.senders, self.stored = folder, [], []
+
+    def open(self, listener, protocol, client, local_ip):
+        return Session(new_id(), listener, protocol, client, local_ip)
+
+    async def connect(self, session): ...
+
+    async def helo(self, session, name, *, extended):
+        session.helo = name
+
+    async def mail(self, session, sender, params):
+        self.senders.append(str(sender))
+        return Transaction(new_id(), sender, "smtp", session, params=params), None
+
+    async def rcpt(self, transaction, address, params):
+        transaction.recipients.append(Recipient.of(address, params=params))
+
+    async def data(self, transaction): ...
+
+    def spool(self, transaction):
+        return Spool(self.folder)
+
+    async def message(self, transaction, message):
+        self.stored.append(bytes(message))
+        return Accept()
+
+    def refused(self, *_): ...
+
+    def reset(self, transaction): ...
+
+    def disconnect(self, session, reason): ...
+
+
+class Wire(asyncio.Transport):
+    """A connection whose packets are as the test says."""
+
+    def __init__(self):
+        super().__init__()
+        self.said, self.closed = b"", False
+
+    def write(self, data):
+        self.said += data
+
+    def write_eof(self): ...
+
+    def can_write_eof(self):
+        return True
+
+    def get_write_buffer_size(self):
+        return 0
+
+    def is_closing(self):
+        return self.closed
+
+    def close(self):
+        self.closed = True
+
+    def pause_reading(self): ...
+
+    def resume_reading(self): ...
+
+
+async def play(folder, packets, **limits):
+    """Serve one session of these packets; gives the reception and what was said."""
+    reception, wire = Taking(folder), Wire()
+    listener = Listener(protocol="smtp", address="127.0.0.1:25")
+    loop = asyncio.get_running_loop()
+    server = Server(reception, Limits(**limits), "mx.example.org", listener, loop, None, Certificates(Tls()))
+    connection = server()
+    connection.connection_made(wire)
+    for packet in [b"EHLO c\r\n", *packets]:
+        connection.data_received(packet)
+        for _ in range(5):
+            await asyncio.sleep(0)
+    connection.eof_received()
+    await asyncio.wait_for(server.close_gently(), 10)
+    return reception, wire.said
+
+
+async def shows_one_message(folder, raw, place, **limits):
+    reception, said = await play(folder, [raw[:place], raw[place:]] if place else [raw], **limits)
+    assert "two@example.com" not in reception.senders, (raw[:place], raw[place:])
+    assert reception.senders[-1] == "last@example.com", "what came behind the real end is understood"
+    assert len(reception.stored) <= 1
+    assert said.endswith(b"221 2.0.0 goodbye\r\n")
+    return reception.stored
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("variant", FALSE_ENDS, ids=repr)
+async def test_a_false_end_hides_nothing(tmp_path, stream, variant):
+    raw = stream(variant) + LAST
+    middle = raw.index(b"body")
+    for place in (0, *range(middle, middle + 40, 2)):
+        assert await shows_one_message(tmp_path, raw, place) == [], "a bare CR, LF or NUL is refused"
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("variant", FALSE_ENDS, ids=repr)
+async def test_normalised_it_is_one_message_with_all_of_it(tmp_path, stream, variant):
+    raw = stream(variant) + LAST
+    stored = await shows_one_message(tmp_path, raw, 0, bare_newlines="normalise")
+    if stream is not by_refused_chunks:
+        (message,) = stored
+        assert b"MAIL FROM:<two@example.com>\n" in message
+        assert not {b"\r", b"\0"} & {bytes([octet]) for octet in message}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalise", ["refuse", "normalise"])
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("variant", FALSE_ENDS, ids=repr)
+async def test_wherever_packets_end(tmp_path, stream, variant, normalise):
+    raw = stream(variant) + LAST
+    for place in range(len(raw)):
+        await shows_one_message(tmp_path, raw, place, bare_newlines=normalise)
+    reception, _ = await play(tmp_path, [bytes([octet]) for octet in raw], bare_newlines=normalise)
+    assert "two@example.com" not in reception.senders
