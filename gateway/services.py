@@ -86,6 +86,15 @@ class Dns:
         self._lifetime = lifetime
         self._resolver: dns.asyncresolver.Resolver | None = None
 
+    @property
+    def validates(self) -> bool:
+        """Whether answers can be `secure` at all: a resolver on this host is asked."""
+        try:
+            servers = self._asked().nameservers
+        except dns.resolver.NoResolverConfiguration:
+            return False
+        return any(_is_here(str(server)) for server in servers)
+
     async def mx(self, domain: str) -> list[tuple[int, str]]:
         """Give (preference, host) of each MX record; a host "" is RFC 7505's "no mail here"."""
         return (await self.exchangers(domain)).hosts

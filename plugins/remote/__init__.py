@@ -110,6 +110,16 @@ class Remote(Plugin[Settings]):
         )
 
     @hookimpl
+    def startup(self) -> None:
+        """Tell of a policy that cannot do all it says."""
+        settings = self.settings
+        relays = (*settings.routes.values(), *settings.senders.values())
+        if {"dane", "mta-sts"} & {*settings.tls.values(), *(relay.tls for relay in relays)} and (
+            not self.dns.validates
+        ):
+            self.log.warning("no resolver on this host validates DNSSEC, so that no host is known by DANE")
+
+    @hookimpl
     def route(self, recipient: Recipient) -> Route:
         """Send on whatever has come this far."""
         hop = self._routes.hop(recipient.address)

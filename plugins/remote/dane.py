@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 AUTHORITY, HOST = 2, 3
 #: Matching type -> digest; 0 is the thing itself. Of several digests the strongest counts (RFC 7671, 9).
 _DIGESTS = {1: hashlib.sha256, 2: hashlib.sha512}
-#: Certificates between a host's and its authority's.
-_DEEPEST = 10
+#: Records that count, and certificates from a host to its authority: what comes is the other side's choice.
+_MOST, _DEEPEST = 50, 10
 
 
 class Record(NamedTuple):
@@ -38,7 +38,7 @@ def usable(records: Iterable[Record]) -> list[Record]:
     best: dict[tuple[int, int], int] = {}
     for one in known:
         best[one.usage, one.selector] = max(one.matching, best.get((one.usage, one.selector), 0))
-    return [one for one in known if one.matching in (0, best[one.usage, one.selector])]
+    return [one for one in known if one.matching in (0, best[one.usage, one.selector])][:_MOST]
 
 
 def judge(records: Sequence[Record], names: Collection[str], chain: Sequence[bytes], now: float) -> None:
@@ -50,7 +50,7 @@ def judge(records: Sequence[Record], names: Collection[str], chain: Sequence[byt
         if any(one.usage == HOST and _matches(one, chain[0]) for one in records):
             return
         anchors = [one for one in records if one.usage == AUTHORITY]
-        if not any(_ends_at(anchor, chain, now) for anchor in anchors):
+        if not _ends_at(anchors, chain, now):
             raise TlsFailed("no TLSA record matches its certificates")
         leaf = x509.load_der_x509_certificate(chain[0])
     except (ValueError, IndexError) as error:
@@ -75,22 +75,20 @@ def _matches(record: Record, certificate: bytes) -> bool:
     return data == record.data
 
 
-def _ends_at(anchor: Record, chain: Sequence[bytes], now: float) -> bool:
-    """Follow the issuers up from the host's certificate to one that the record names."""
+def _ends_at(anchors: Sequence[Record], chain: Sequence[bytes], now: float) -> bool:
+    """Follow the issuers up from the host's certificate to one that a record names."""
     # A record that holds the whole certificate may do so because the host does not send it.
-    given = [anchor.data] if (anchor.selector, anchor.matching) == (0, 0) else []
-    others = [*chain[1:_DEEPEST], *given]
+    given = [anchor.data for anchor in anchors if (anchor.selector, anchor.matching) == (0, 0)]
+    others = [*chain[1:_DEEPEST], *given[:_DEEPEST]]
     current = x509.load_der_x509_certificate(chain[0])
     _check_dates(current, now)
-    for _ in others:
-        found = next((one for one in others if _issued(one, current)), None)
-        if found is None:
-            return False
-        others = [one for one in others if one is not found]
-        current = x509.load_der_x509_certificate(found)
+    while issuers := [one for one in others if _issued(one, current)]:
+        named = [one for one in issuers if any(_matches(anchor, one) for anchor in anchors)]
+        current = x509.load_der_x509_certificate((named or issuers)[0])
         _check_dates(current, now)
-        if _matches(anchor, found):
+        if named:
             return True
+        others.remove(issuers[0])
     return False
 
 

@@ -67,9 +67,11 @@ class Guard:
         if target.path and not strict:
             return Way((None,))
         if hop.tls in ("dane", "mta-sts") or strict:
-            found = await self._tlsa(candidate)
-            if found:
-                return self._by_dane(hop, candidate, implicit, *found)
+            base, records = await self._tlsa(candidate)
+            usable = dane.usable(records)
+            # Records that cannot be matched still ask for TLS; a policy may say with whom.
+            if usable or (records and not (sts and sts.mode == "enforce")):
+                return self._by_dane(hop, candidate, usable, base=base, implicit=implicit)
         if sts and sts.mode != "none":
             return self._by_sts(candidate, sts, strict=strict)
         if strict and not candidate.chosen:
@@ -84,10 +86,9 @@ class Guard:
         return Way((None,) if hop.tls == "none" else (anybody, None))
 
     def _by_dane(
-        self, hop: Hop, candidate: Candidate, implicit: bool, base: str, records: list[dane.Record]
+        self, hop: Hop, candidate: Candidate, usable: list[dane.Record], *, base: str, implicit: bool
     ) -> Way:
         """Make TLS a must; without a record that can be matched any certificate will do (RFC 7672 2.2)."""
-        usable = dane.usable(records)
         names = {base, candidate.target.host, *([hop.domain] if hop.domain else [])}
         judge = partial(self._judge, usable, names) if usable else None
         terms = Terms(self._anybody, required=True, implicit=implicit, name=base, judge=judge)
@@ -107,11 +108,11 @@ class Guard:
     def _judge(self, records: list[dane.Record], names: set[str], chain: list[bytes]) -> None:
         dane.judge(records, names, chain, self._clock.time())
 
-    async def _tlsa(self, candidate: Candidate) -> tuple[str, list[dane.Record]] | None:
-        """Look up the TLSA records of a host that DNSSEC vouches for (RFC 7672 section 2.2)."""
+    async def _tlsa(self, candidate: Candidate) -> tuple[str, list[dane.Record]]:
+        """Give the TLSA records of a host that DNSSEC vouches for, and their name (RFC 7672 section 2.2)."""
         target = candidate.target
         if not candidate.chosen or is_ip(target.host) or target.path:
-            return None
+            return "", []
         try:
             for name in await self._bases(candidate):
                 if records := await self._records(f"_{target.port}._tcp.{name}"):
@@ -119,7 +120,7 @@ class Guard:
         except DnsTemporary as error:
             # To go on without would let whoever can cut off DNS cut off TLS, too.
             raise TlsFailed(f"its TLSA records are in doubt: {error}", kind="dnssec-invalid") from error
-        return None
+        return "", []
 
     async def _records(self, name: str) -> list[dane.Record]:
         try:

@@ -399,3 +399,14 @@ async def test_requiretls_is_content_with_a_policy(remote, authority, policy_hos
     async with ScriptedHost(script, tls=context_of(authority.issue_cert("mx.x.example"))) as host:
         assert (await remote(host, policy_host, "may")({"REQUIRETLS": ""})).result == "delivered"
     assert "MAIL FROM:<s@me.example> REQUIRETLS" in host.commands
+
+
+@pytest.mark.parametrize(("mode", "way"), [("enforce", "webpki"), ("testing", "")])
+async def test_records_that_cannot_be_matched_leave_who_it_is_to_the_policy(
+    remote, good, policy_host, zones, mode, way
+):
+    policy_host.answer = http(POLICY.replace("enforce", mode))
+    zones["x.example"]["secure"] = zones["mx.x.example"]["secure"] = True
+    zones[f"_{good.port}._tcp.mx.x.example"] = {"TLSA": ["0 0 1 " + "00" * 32], "secure": True}
+    deliver = remote(good, policy_host)
+    assert ((await deliver()).result, deliver.told()) == ("delivered", [("tls.established", way)])

@@ -8,6 +8,7 @@ import ssl
 import sys
 
 import pytest
+import structlog
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -598,6 +599,16 @@ async def test_by_mx_the_mx_record_must_be_validated_too(
     monkeypatch.setattr(part_of("hosts"), "_is_own", lambda _ip, _own: False)
     assert (await deliver()).result == result
     assert deliver.events()[0].domain == "x.example"
+
+
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("tls", ["may", "dane", "{x.example: mta-sts}"])
+async def test_dane_without_a_resolver_that_validates_is_told(chain_of, monkeypatch, here, tls):
+    chain = chain_of(f"remote: {{tls: {tls}}}\n", "remote")
+    monkeypatch.setattr("gateway.testing.fakes.FakeDns.validates", here)
+    with structlog.testing.capture_logs() as logs:
+        await chain.ask_plugin("remote", Stages.startup)
+    assert bool(logs) == (tls != "may" and not here)
 
 
 # DSN (RFC 3461 section 5.2)
