@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gateway import controls
 from gateway.address import Address
 from gateway.envelope import Entry, EntryRecipient, Recipient, Route
+from gateway.queue.birth import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -75,7 +76,8 @@ def entry_of(left: Left, spool: Spool, virtual: Mapping[str, tuple[int, str]]) -
         EntryRecipient(number, one, route=route, due=left.birth) for number, (one, route) in enumerate(rows)
     ]
     sender = Address.decode(left.sender)
-    return Entry(left.id, sender, message, recipients, left.birth, size=message.size)
+    facts = {key: value for key, value in described(message.header).items() if value}
+    return Entry(left.id, sender, message, recipients, left.birth, facts=facts, size=message.size)
 
 
 def virtual_domains(control: Path) -> dict[str, tuple[int, str]]:
