@@ -20,7 +20,7 @@ DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
     "errors faultpoint decision address message envelope events interfaces cdb controls passwords settings journal log "
-    "services counters link hookspecs when plugin deadline chain isolation loader "
+    "services counters link hookspecs when plugin accounts deadline chain isolation loader "
     "configuration routing queue sharing smtp milter reception login answering serving listeners operations archiving qmail "
     "drops submit backups worker calls console handover watchdog process child pool fanout supervisor testing commands"
 ).split()
@@ -87,6 +87,7 @@ LONG = {
     "plugins/postgres_queue/links.py": "a connection, what it demands, and what its errors mean",
     "plugins/postgres_queue/rows.py": "every column of two tables, there and back",
     "plugins/postgres_queue/writer.py": "one group commit, and what became of it",
+    "plugins/sqlite_queue/disk.py": "all that lies beside the rows, and how damage is found",
     "plugins/sqlite_queue/shard.py": "every statement of SQL, beside each other",
     "plugins/sqlite_queue/store.py": "the whole contract of queue/store.py",
 }

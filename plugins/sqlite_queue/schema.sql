@@ -37,6 +37,10 @@ CREATE INDEX ready ON recipient (lane) WHERE state = 'ready';
 -- and moves rows into it from this one when their time comes.
 CREATE INDEX waiting ON recipient (due) WHERE state = 'waiting';
 
+-- What a start looks for, without reading a million rows.
+CREATE INDEX receiving ON entry (seq) WHERE state = 'receiving';
+CREATE INDEX filed ON entry (id) WHERE file IS NOT NULL;
+
 -- Messages whose last recipient has ended: no archive may bring one back while a copy of it may be about.
 CREATE TABLE finished (
   id   BLOB PRIMARY KEY,              -- the 16 bytes of the id, which begin with its time

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
@@ -16,6 +15,7 @@ from gateway.queue import AGES, Queue, QueueError, QueueFull, Rest, Stats, lane
 from . import disk
 from .filtering import conditions, teach
 from .fresh import Fresh
+from .reader import Reader, fault
 from .rows import encode
 from .shard import Shard
 from .suspensions import Suspensions
@@ -66,8 +66,8 @@ class SqliteQueue(Queue):
         """Take the lock, check the file, sweep, and start the threads."""
         await asyncio.to_thread(self._open)
         self._fresh, self._sole, self._next = Fresh(), set(), 0.0
-        self._reading = ThreadPoolExecutor(1, "sqlite_queue_reader")
         self._writer = Writer(self._shard, asyncio.get_running_loop())
+        self._checking = asyncio.create_task(self._check())
 
     def _open(self) -> None:
         try:
@@ -79,19 +79,25 @@ class SqliteQueue(Queue):
             with connection:
                 self._shard.sweep()
             disk.sweep_files(self.folder, self._shard.files())
-            self._reader = Shard(disk.read_only(path), self._bodies)
             teach(connection)
-            teach(self._reader.connection)
+            self._reader, self._looker, self._checker = (Reader(path, self._bodies) for _ in range(3))
             self._free, self._looked = disk.free(connection, self.folder), time.monotonic()
         except Exception as error:
             self._unlock()
             raise translated(error) from error
 
+    async def _check(self) -> None:
+        """Read a large file whole, beside the work; one that is damaged takes nothing any more."""
+        path = self.folder / "queue.db"
+        if path.stat().st_size > disk.CHECKED_FIRST and (found := await self._checker.run(fault)):
+            self._writer.refuse(disk.damaged(path, found))
+
     async def close(self) -> None:
         """Finish what waits, and give the lock back."""
         await self._writer.stop()
-        self._reading.shutdown()
-        self._reader.connection.close()
+        for reader in (self._reader, self._looker, self._checker):
+            reader.close()
+        await self._checking
         self._shard.connection.close()
         self._unlock()
 
@@ -118,7 +124,7 @@ class SqliteQueue(Queue):
     async def restore(self, snapshot: Snapshot) -> bool:
         """Commit an entry as it was elsewhere. A cancelled caller does not stop the commit."""
         entry, now = snapshot.entry, self._now()
-        if await self._read(lambda shard: shard.known([entry.id], now - self._lifetime)):
+        if await self._reader.run(lambda shard: shard.known([entry.id], now - self._lifetime)):
             return False
         await self._refuse_when_full(entry.message.size)
         await asyncio.shield(asyncio.create_task(self._add_large(entry, now, snapshot)))
@@ -151,7 +157,7 @@ class SqliteQueue(Queue):
         now = time.monotonic()
         if now - self._looked >= 1:
             self._looked = now
-            self._free = await self._read(lambda shard: disk.free(shard.connection, self.folder))
+            self._free = await self._reader.run(lambda shard: disk.free(shard.connection, self.folder))
         self._free -= size
         if self._free < RESERVE:
             self._looked = -math.inf
@@ -260,7 +266,7 @@ class SqliteQueue(Queue):
         """Tell what the entry holds beside these recipients; what came from memory holds no others."""
         if entry_id in self._sole:
             return Rest(0)
-        return await self._read(lambda shard: shard.rest(entry_id, numbers))
+        return await self._reader.run(lambda shard: shard.rest(entry_id, numbers))
 
     async def split(self, entry: Entry, number: int, recipients: Sequence[EntryRecipient]) -> None:
         """Put several queued recipients in the place of a claimed one."""
@@ -281,12 +287,12 @@ class SqliteQueue(Queue):
             return 0.0
         if self._next > self._now():
             return None if self._next == math.inf else self._next
-        return await self._read(Shard.next_due)
+        return await self._reader.run(Shard.next_due)
 
     async def get(self, entry_id: str) -> Entry | None:
         """Give one entry with its message."""
         await self._settle_fresh()
-        return await self._read(lambda shard: shard.get(entry_id))
+        return await self._reader.run(lambda shard: shard.get(entry_id))
 
     async def retry(self, wanted: Filter) -> list[Entry]:
         """Make queued recipients due now."""
@@ -375,7 +381,7 @@ class SqliteQueue(Queue):
         await self._settle_fresh()
         now = self._now()
         found: dict[tuple[str, str], Stats] = {}
-        for domain, state, column, count, oldest in await self._read(lambda shard: shard.stats(now)):
+        for domain, state, column, count, oldest in await self._looker.run(lambda shard: shard.stats(now)):
             key = Address.decode(domain), state
             row = found.get(key) or Stats(*key, 0, math.inf, [0] * (len(AGES) + 1))
             ages = [*row.ages[:column], count, *row.ages[column + 1 :]]
@@ -391,12 +397,6 @@ class SqliteQueue(Queue):
         for one in recipients:
             if one.state == "queued":
                 self._next = min(self._next, one.due)
-
-    async def _read(self, call: Callable[[Shard], R]) -> R:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._reading, call, self._reader)
-        except Exception as error:
-            raise translated(error) from error
 
     async def _keep(self, entries: Sequence[Entry]) -> None:
         """Put bodies that are files on stable storage, before a row names them: all, or none."""
@@ -431,7 +431,7 @@ class SqliteQueue(Queue):
         found: list[Entry] = []
         while len(found) < limit:
             look = partial(_window, where, values, limit - len(found), after)
-            some, after = await self._read(look)
+            some, after = await self._looker.run(look)
             found += some
             if not after:
                 break

@@ -37,6 +37,7 @@ class Writer:
     def __init__(self, shard: Shard, loop: asyncio.AbstractEventLoop) -> None:
         self._shard = shard
         self._loop = loop
+        self._refusal: Exception | None = None
         self._waiting: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite_queue", daemon=True)
         self._thread.start()
@@ -44,8 +45,15 @@ class Writer:
     def submit(self, call: Callable[[Shard], R]) -> asyncio.Future[R]:
         """Hand a call to the thread."""
         future: asyncio.Future[R] = self._loop.create_future()
-        self._waiting.put((call, future))
+        if self._refusal:
+            future.set_exception(self._refusal)
+        else:
+            self._waiting.put((call, future))
         return future
+
+    def refuse(self, error: Exception) -> None:
+        """Write nothing any more: each call from now on gets this error."""
+        self._refusal = error
 
     async def stop(self) -> None:
         """Finish what waits, and end the thread."""

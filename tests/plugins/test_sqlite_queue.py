@@ -165,6 +165,22 @@ async def test_a_damaged_file_is_refused_with_advice(make, change):
     await store.close()
 
 
+async def test_a_large_damaged_file_is_found_beside_the_work_and_takes_nothing_more(make, monkeypatch):
+    """To read a million messages takes longer than a gateway may be away."""
+    await spoilt(make, lambda raw: raw[:-8192] + os.urandom(4096) + raw[-4096:])
+    store = make()
+    package = type(store).__module__.rpartition(".")[0]
+    monkeypatch.setattr(sys.modules[f"{package}.disk"], "CHECKED_FIRST", 0)
+    await store.open()
+    await asyncio.wait_for(store._checking, 10)
+    with pytest.raises(QueueDamaged, match=r"\.recover"):
+        await store.add(entry())
+    with pytest.raises(QueueDamaged):
+        await store.claim(time.time(), 10, {}, 10)
+    assert await store.next_due() is not None
+    await store.close()
+
+
 async def test_a_newer_file_is_refused(make):
     store = make()
     await store.open()
@@ -258,7 +274,7 @@ async def test_an_entry_that_was_never_whole_is_swept(store):
     await store._writer.submit(lambda shard: shard.add(entry(), 0.0, "receiving"))
     await store.close()
     await store.open()
-    count = await store._read(lambda shard: shard._value("SELECT count(*) FROM entry"))
+    count = await store._reader.run(lambda shard: shard._value("SELECT count(*) FROM entry"))
     assert count == 0
 
 
