@@ -22,6 +22,11 @@ CHANNEL = "mailward_queue"
 _LEAVE = "DELETE FROM node WHERE name = %s RETURNING epoch"
 _JOIN = "INSERT INTO node (name, lease) VALUES (%s, make_interval(secs => %s)) RETURNING epoch"
 _RENEW = "UPDATE node SET seen = clock_timestamp() WHERE epoch = %s RETURNING epoch"
+#: A stopped node may sit in the midst of a transaction, whose locks no time-out of the server's ends.
+_HANG_UP = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity JOIN node ON application_name = left(name, 63)
+WHERE seen + lease < clock_timestamp()
+"""
 _FENCE = """
 DELETE FROM node WHERE epoch IN (
   SELECT epoch FROM node WHERE seen + lease < clock_timestamp() FOR UPDATE SKIP LOCKED
@@ -58,7 +63,7 @@ class Lease:
         self._sure_until = 0.0
         #: Since when every renewal came in time.
         self._steady = math.inf
-        self._renewed = asyncio.Event()
+        self._news = asyncio.Event()
 
     @property
     def sure(self) -> bool:
@@ -76,7 +81,7 @@ class Lease:
 
         self.epoch = await self._link.run(join)
         self._sure_until = began + self._seconds * 2 / 3
-        self._pulse()
+        self.pulse()
 
     async def leave(self) -> None:
         """Give all back, and be no node any more."""
@@ -87,9 +92,9 @@ class Lease:
 
         await self._link.run(leave)
 
-    async def renewal(self) -> None:
+    async def news(self) -> None:
         """Wait until something is known that was not."""
-        await self._renewed.wait()
+        await self._news.wait()
 
     async def turn(self) -> bool:
         """Renew the lease, take over from the dead; False when this worker was taken for dead itself."""
@@ -104,7 +109,7 @@ class Lease:
             return False
         self._sure_until = began + self._seconds * 2 / 3
         self._steady = min(self._steady, began)
-        self._pulse()
+        self.pulse()
         # After an outage of the database all leases look old: the living get the time to renew theirs.
         if began - self._steady >= self._seconds:
             await self._link.run(_take_over)
@@ -118,9 +123,10 @@ class Lease:
                 if notice.payload != str(self.epoch):
                     self._wake()
 
-    def _pulse(self) -> None:
-        self._renewed.set()
-        self._renewed = asyncio.Event()
+    def pulse(self) -> None:
+        """Something is known that was not."""
+        self._news.set()
+        self._news = asyncio.Event()
 
 
 async def _epochs(connection: Connection, query: str, values: Sequence[object]) -> list[int]:
@@ -129,6 +135,7 @@ async def _epochs(connection: Connection, query: str, values: Sequence[object]) 
 
 
 async def _take_over(connection: Connection) -> None:
+    await connection.execute(_HANG_UP)
     await give_back(connection, await _epochs(connection, _FENCE, []))
 
 

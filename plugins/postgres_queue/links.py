@@ -140,7 +140,6 @@ class Link:
                 async with piped, connection.transaction():
                     result = await work(connection)
                     done = True
-                return result
             except psycopg.Error as error:
                 lost = connection.broken or connection.closed
                 if lost:
@@ -148,6 +147,7 @@ class Link:
                 raise translated(error, lost=lost and done) from error
             finally:
                 timer.cancel()
+            return result
 
     async def _connected(self) -> Connection:
         if self._connection is not None and not self._connection.closed:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Row = tuple[Any, ...]
 #: What is read of an entry, with its content or without, and of a recipient.
 HEAD = "id::text, sender, birth, origin, parent, size, more, stored"
-ENTRY = f"{HEAD}, header, body"
+ENTRY = f"{HEAD}, header, body, numbers"
 RECIPIENT = "entry::text, number, state, due, attempts, address, original, more"
 #: Column -> type, as `add` writes them.
 ENTRY_COLUMNS = {

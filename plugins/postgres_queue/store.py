@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from .links import Connection, Database
     from .operations import Change, Page
 
-#: A transaction that takes longer than this many seconds may never end: nothing more is delivered meanwhile.
-PATIENCE = 0.5
 #: Other nodes are told of new mail this many seconds after the first of it at the latest.
 HINT = 0.05
 #: Seconds between two rounds of tidying up, and after an error of the lease.
@@ -69,8 +67,10 @@ class PostgresQueue(Queue):
     async def open(self) -> None:
         """Join the nodes; what a former life of this worker held is given back."""
         self._prepare()
+        # Connections bear the node's name: by it the others find those of a node that hangs.
+        database = replace(self._database, name=self._name)
         #: For what must not wait for each other: stores, claims and questions, bodies, the lease.
-        self._links = tuple(Link(self._database) for _ in range(4))
+        self._links = tuple(Link(database) for _ in range(4))
         writing, self._reading, bulk, leasing = self._links
         try:
             await leasing.run(migrate)
@@ -85,6 +85,8 @@ class PostgresQueue(Queue):
         self._fetching = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._cursor = 0
+        #: Entries that we have claimed and that never had another recipient.
+        self._sole: set[str] = set()
         #: Claims may be noted in the database that nobody here knows of.
         self._doubt = False
         self._hinted = False
@@ -104,7 +106,7 @@ class PostgresQueue(Queue):
             path.unlink()
         named = self._folder / "node"
         if not named.exists():
-            named.write_text(f"{os.uname().nodename} {uuid.uuid4()}\n")
+            named.write_text(f"{uuid.uuid4()} {os.uname().nodename}\n")
         self._name = named.read_text("utf-8").strip()
 
     async def close(self) -> None:
@@ -198,11 +200,11 @@ class PostgresQueue(Queue):
         while True:
             if self._claims.epoch(entry_id) != self._lease.epoch:
                 raise ClaimLost("another node has taken over what this one had claimed")
-            if self._lease.sure and self._writer.pending < PATIENCE:
+            if self._lease.sure and not self._writer.behind:
                 return
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE / 5):
-                    await self._lease.renewal()
+                async with asyncio.timeout(AGAIN):
+                    await self._lease.news()
 
     def ours(self, entry_id: str) -> bool:
         """Whether nobody else can have taken an entry over."""
@@ -314,6 +316,7 @@ class PostgresQueue(Queue):
                 self._claims.drop(id_, [one.number for one in some])
             raise
         entries = [self._entry(row, noted[row[0]]) for row in found]
+        self._sole.update(row[0] for row in found if row[-1] == 1)
         absent = [entry for entry in entries if self._is_absent(entry)]
         if whole:
             for entry in absent:
@@ -381,8 +384,7 @@ class PostgresQueue(Queue):
         ours = self._claims.of(me)
         given = {id_: numbers for id_, numbers in counts(entries).items() if id_ in ours}
         for id_, numbers in counts(entries).items():
-            if self._claims.drop(id_, numbers):
-                self._bodies.drop(id_)
+            self._drop(id_, numbers)
         try:
             await self._reading.run(lambda one: statements.release(one, me, given))
         except QueueError:
@@ -402,13 +404,22 @@ class PostgresQueue(Queue):
         births = [birth for one in finishes for birth in one.births]
         gone = await self._store(Work(finishes=finishes, epoch=max(epochs, default=0)), births)
         for one in finishes:
-            if self._claims.drop(one.entry.id, [r.number for r in one.recipients]) or one.entry.id in gone:
-                self._bodies.drop(one.entry.id)
+            self._drop(one.entry.id, [r.number for r in one.recipients])
+        for id_ in gone:
+            self._bodies.drop(id_)
         if births:
             self._hint()
 
+    def _drop(self, entry_id: str, numbers: Collection[int]) -> None:
+        """Note the end of claims; with the last of an entry its body goes from here."""
+        if self._claims.drop(entry_id, numbers):
+            self._sole.discard(entry_id)
+            self._bodies.drop(entry_id)
+
     async def rest(self, entry_id: str, numbers: Collection[int]) -> Rest:
         """Tell what the entry holds beside these recipients."""
+        if entry_id in self._sole and numbers:
+            return Rest(0)
         found = await self._reading.run(lambda one: statements.rest(one, entry_id, numbers))
         if found is None:
             raise ClaimLost("another node has ended this message")
@@ -437,6 +448,7 @@ class PostgresQueue(Queue):
             for start in range(0, many, RECIPIENTS):
                 await statements.add_recipients(connection, numbered[start : start + RECIPIENTS], self._now())
 
+        self._sole.discard(entry.id)
         await self._reading.run(split)
         self._claims.drop(entry.id, [number])
         self._hint()

@@ -28,7 +28,7 @@ _NEXT = """
 SELECT seq, id::text FROM entry
 WHERE state = 'queued' AND seq > %s AND (seq <= %s OR parent <> '') ORDER BY seq LIMIT %s
 """
-_ENTRY = f"SELECT {rows.ENTRY}, delivered, numbers FROM entry WHERE id = %s AND state = 'queued'"  # noqa: S608 - own words
+_ENTRY = f"SELECT {rows.ENTRY}, delivered FROM entry WHERE id = %s AND state = 'queued'"  # noqa: S608 - own words
 _RECIPIENTS = f"SELECT {rows.RECIPIENT} FROM recipient WHERE entry = %s"  # noqa: S608 - own words
 
 
@@ -82,7 +82,7 @@ class DatabaseView(View):
             found = self._connection.execute(_RECIPIENTS.encode(), [id_], binary=True).fetchall()
             body = row[9] if row[7] is None else self._body(id_, row[7])
         recipients = rows.by_entry(found).get(id_, [])
-        return Snapshot(rows.entry_of(row, recipients, Message(row[8], body)), row[10], row[11])
+        return Snapshot(rows.entry_of(row, recipients, Message(row[8], body)), row[11], row[10])
 
     def _body(self, id_: str, size: int) -> FileBody:
         path = self._folder / "body"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The most calls that share one transaction.
 LARGEST = 500
+#: So many ends may wait, and so many seconds one transaction, before no more deliveries begin.
+BACKLOG, PATIENCE = 8, 0.5
 #: Seconds in which a lost answer to COMMIT is settled; then the caller hears that nobody knows.
 SETTLED = 20.0
 _DEAD = "the other nodes of the queue have taken this one for dead"
@@ -55,14 +57,17 @@ class Writer:
         self._waiting: list[Work] = []
         self._some = asyncio.Event()
         self._batch = 0
+        #: Ends that are not stored yet, and since when the transaction under way is.
+        self._ends = 0
         self._began: float | None = None
         self._closing = False
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     @property
-    def pending(self) -> float:
-        """Seconds that the transaction under way has waited for its end."""
-        return 0.0 if self._began is None else uptime() - self._began
+    def behind(self) -> bool:
+        """Whether ends of deliveries wait: more of them would only be repeated if this node died now."""
+        waited = 0.0 if self._began is None else uptime() - self._began
+        return self._ends >= BACKLOG or waited > PATIENCE
 
     async def store(self, work: Work) -> list[str]:
         """Return when it is on stable storage; gives the ids of the entries that are over.
@@ -70,6 +75,7 @@ class Writer:
         A caller that is cancelled does not stop the commit.
         """
         self._waiting.append(work)
+        self._ends += len(work.finishes)
         self._some.set()
         return await asyncio.shield(work.done)
 
@@ -86,10 +92,10 @@ class Writer:
             while self._waiting:
                 batch, self._waiting = self._waiting[:LARGEST], self._waiting[LARGEST:]
                 self._began = uptime()
-                try:
-                    await self._store(batch)
-                finally:
-                    self._began = None
+                await self._store(batch)
+                self._began = None
+                self._ends -= sum(len(work.finishes) for work in batch)
+                self._lease.pulse()
 
     async def _store(self, batch: list[Work]) -> None:
         self._batch += 1
