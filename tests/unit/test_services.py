@@ -190,6 +190,9 @@ class NameServer(asyncio.DatagramProtocol):
         match name.labels[0].decode():
             case "servfail" | "refused" | "nxdomain" as code:
                 answer.set_rcode(dns.rcode.from_text(code))
+            case "signed" if query.flags & dns.flags.AD:
+                answer.flags |= dns.flags.AD
+                answer.answer.append(dns.rrset.from_text(name, 60, "IN", "MX", "5 a.example."))
             case "mx":
                 answer.answer.append(dns.rrset.from_text(name, 60, "IN", "MX", "5 a.example."))
             case "loop":
@@ -244,3 +247,37 @@ async def test_faults_over_the_wire(wire, name, error):
     with pytest.raises(DnsError) as caught:
         await asyncio.wait_for(wire.mx(name), 5)
     assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(("name", "secure"), [("signed.example", True), ("mx.example", False)])
+async def test_a_resolver_on_this_host_says_what_it_has_validated(wire, name, secure):
+    assert await wire.exchangers(name) == ([(5, "a.example")], secure)
+    # The same from the cache.
+    assert (await wire.exchangers(name)).secure is secure
+
+
+@pytest.mark.parametrize(
+    ("server", "believed"), [("127.0.0.53", True), ("::1", True), ("192.0.2.53", False), ("10.0.0.1", False)]
+)
+async def test_a_resolver_elsewhere_is_not_believed(wire, monkeypatch, server, believed):
+    assert Dns([server]).validates is believed
+    real = wire._asked().resolve
+
+    async def answered(*arguments, **more):
+        answer = await real(*arguments, **more)
+        answer.nameserver = server
+        return answer
+
+    monkeypatch.setattr(wire._asked(), "resolve", answered)
+    assert (await wire.exchangers("signed.example")).secure is believed
+
+
+async def test_an_alias_is_as_sure_as_both_its_ends():
+    zones = {
+        "a.example": {"CNAME": ["b.example."], "secure": True},
+        "b.example": {"A": ["192.0.2.1"], "AAAA": ["2001:db8::1"], "secure": True},
+    }
+    assert await FakeDns(zones).located("a.example") == (["192.0.2.1", "2001:db8::1"], True, "b.example")
+    zones["b.example"]["secure"] = False
+    assert (await FakeDns(zones).located("a.example")).secure is False
+    assert (await FakeDns(zones).located("192.0.2.1")).secure is False
