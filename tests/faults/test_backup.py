@@ -268,7 +268,13 @@ async def test_a_queue_is_restored_elsewhere(gateway, elsewhere, tmp_path, numbe
         missing=len(missing),
         repeated=len(repeated),
     )
-    assert missing == []
+    # Of what came in the last moments before a kill the journal does not know yet: that is lost unnamed.
+    named = {
+        one.get("sender", "").partition("@")[0]
+        for one in gateway.events()
+        if one["event"] == "message.accepted"
+    }
+    assert [token for token in missing if token in named or not killed] == []
     # A kill leaves out of the journal what was under way: at most what may be delivered at one time.
     assert len(repeated) <= (120 if killed else 0), repeated
     assert lost.isdisjoint(
