@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from gateway.journal.writer import Record
     from gateway.link import Call
+    from gateway.listeners import Sockets
 
 #: Seconds between two signs of life.
 BEAT = 1.0
@@ -99,10 +100,13 @@ class Child:
         self.link: Link
         self.ended = asyncio.Event()
         self._way = way
+        #: What was handed over and is not served yet.
+        self._taken: dict[str, list[socket.socket]] = {}
         self._worker: Worker | None = None
         self._submit: Submit | None = None
         self._output: LinkOutput | None = None
         self.calls: dict[str, Call] = {
+            "take": self._take,
             "start": self._start,
             "prepare": self._prepare,
             "abandon": self._abandon,
@@ -118,12 +122,13 @@ class Child:
         assert self._worker  # noqa: S101 - `start` comes first
         return self._worker
 
-    async def _start(
-        self, number: int, count: int, sockets: int, configuration: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _take(self) -> None:
+        name, sockets = take(self._way)
+        self._taken[name] = sockets
+
+    async def _start(self, number: int, count: int, configuration: dict[str, Any]) -> dict[str, Any]:
         """Start the worker; gives what the supervisor must know of it. Raises GatewayError."""
         read = _read(configuration)
-        taken = take(self._way, sockets)
         clock = Clock()
         self._output = LinkOutput(self.link)
         member = Member(
@@ -133,8 +138,8 @@ class Child:
             [self._output] if read.settings.journal.outputs else [],
         )
         services = Services(clock, Dns(), SharedCounters(self.link))
-        (listening,) = taken.pop(SUBMIT)
-        worker = Worker(read, _by_endpoint(taken), services, member)
+        (listening,) = self._taken.pop(SUBMIT)
+        worker = Worker(read, self._sockets(), services, member)
         await worker.start()
         self._worker, self._submit = worker, Submit(worker)
         await self._submit.start(listening)
@@ -146,14 +151,19 @@ class Child:
     async def _abandon(self) -> None:
         await self.worker.abandon()
 
-    async def _switch(self, sockets: int) -> dict[str, Any]:
+    async def _switch(self) -> dict[str, Any]:
         before = self.worker.generation
-        await self.worker.switch(_by_endpoint(take(self._way, sockets)))
+        await self.worker.switch(self._sockets())
         return {"changes": changes(before, self.worker.generation), **self._plugins()}
 
-    async def _serve(self, sockets: int) -> None:
-        for endpoint, some in _by_endpoint(take(self._way, sockets)).items():
+    async def _serve(self) -> None:
+        for endpoint, some in self._sockets().items():
             await self.worker.serve(endpoint, some)
+
+    def _sockets(self) -> Sockets:
+        """Give what was handed over since the last time."""
+        taken, self._taken = self._taken, {}
+        return {Endpoint.parse(name): some for name, some in taken.items()}
 
     async def stop(self, reason: str) -> None:
         """End gently."""
@@ -220,7 +230,3 @@ class LinkOutput:
 def _read(configuration: dict[str, Any]) -> Configuration:
     folder, base = Path(configuration["folder"]), Path(configuration["base"])
     return Configuration.parse(folder, configuration["texts"], base)
-
-
-def _by_endpoint(taken: dict[str, list[socket.socket]]) -> dict[Endpoint, list[socket.socket]]:
-    return {Endpoint.parse(name): some for name, some in taken.items()}

@@ -6,7 +6,7 @@ import socket
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
 #: The name under which the submit socket is handed over.
 SUBMIT = "submit"
@@ -15,16 +15,12 @@ _MOST = 64
 _LONGEST = 4096
 
 
-def give(way: socket.socket, sockets: Mapping[str, list[socket.socket]]) -> None:
-    """Send sockets, each list under its name. They stay open here, too."""
-    for name, some in sockets.items():
-        socket.send_fds(way, [name.encode()], [one.fileno() for one in some])
+def give(way: socket.socket, name: str, sockets: Sequence[socket.socket]) -> None:
+    """Send sockets under a name; they stay open here, too. The other side must take them before the next."""
+    socket.send_fds(way, [name.encode()], [one.fileno() for one in sockets])
 
 
-def take(way: socket.socket, count: int) -> dict[str, list[socket.socket]]:
-    """Receive so many lists; they were sent before we were told of them."""
-    taken: dict[str, list[socket.socket]] = {}
-    for _ in range(count):
-        name, descriptors, _, _ = socket.recv_fds(way, _LONGEST, _MOST)
-        taken[name.decode()] = [socket.socket(fileno=one) for one in descriptors]
-    return taken
+def take(way: socket.socket) -> tuple[str, list[socket.socket]]:
+    """Receive what was given before we were told of it."""
+    name, descriptors, _, _ = socket.recv_fds(way, _LONGEST, _MOST)
+    return name.decode(), [socket.socket(fileno=one) for one in descriptors]

@@ -11,14 +11,13 @@ import errno
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.errors import ListenError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.settings import Listener
     from gateway.settings.units import Endpoint
 
     #: The sockets of one worker.
@@ -28,12 +27,24 @@ _BACKLOG = 1024
 _NO_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
-def open_sockets(listeners: Sequence[Listener]) -> Sockets:
+class Wanted(Protocol):
+    """What is opened: a listener of the settings, or what an agent knows of one."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+
+    @property
+    def address(self) -> Endpoint:
+        """Where."""
+
+
+def open_sockets(listeners: Sequence[Wanted]) -> Sockets:
     """Bind and listen at every address. Raises ListenError, and then leaves none open."""
     return share_out(listeners, 1)[0]
 
 
-def share_out(listeners: Sequence[Listener], workers: int) -> list[Sockets]:
+def share_out(listeners: Sequence[Wanted], workers: int) -> list[Sockets]:
     """Bind and listen at every address, for each of so many workers.
 
     Raises ListenError, and then leaves none open.
@@ -59,7 +70,7 @@ def close_sockets(opened: Sockets, *, paths: bool = True) -> None:
             Path(endpoint.path).unlink(missing_ok=True)
 
 
-def _bind(listener: Listener, workers: int) -> list[list[socket.socket]]:
+def _bind(listener: Wanted, workers: int) -> list[list[socket.socket]]:
     """Open the sockets of one listener, for each worker: two for `*`, one a family. Raises ListenError."""
     try:
         shared = _activated(listener.address)

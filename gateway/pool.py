@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gateway import events, handover
+from gateway import events
 from gateway.counters import Counters
-from gateway.errors import GatewayError, LinkLost
+from gateway.errors import GatewayError
 from gateway.handover import SUBMIT
 from gateway.listeners import close_sockets, share_out
 from gateway.process import Process
@@ -143,9 +143,9 @@ class Pool:
             seat.sockets |= share
         for seat, process in self.serving():
             try:
-                handover.give(process.way, {str(one): some for one, some in opened[seat.number].items()})
-                said = await process.link.call("switch", sockets=len(opened[seat.number]))
-            except (GatewayError, OSError):
+                await process.hand(opened[seat.number])
+                said = await process.link.call("switch")
+            except GatewayError:
                 process.kill()
             else:
                 seat.plugins, changes = said["plugins"], said["changes"]
@@ -169,29 +169,33 @@ class Pool:
     async def _launch(self, seat: Seat) -> None:
         """Start a worker's process; it serves when this returns. Raises GatewayError."""
         ledger = Ledger(self._counters, self._slots)
-        process = seat.process = await Process.spawn({**ledger.calls, "records": self._records})
-        self._spawn(self._bury(process, ledger))
-        sockets = {str(one): some for one, some in seat.sockets.items()} | {SUBMIT: [self._submit]}
-        handover.give(process.way, sockets)
         try:
-            said = await asyncio.wait_for(
-                process.link.call(
-                    "start",
-                    number=seat.number,
-                    count=len(self.seats),
-                    sockets=len(sockets),
-                    configuration=_handed(self.configuration),
-                ),
-                _START,
-            )
-        except (GatewayError, TimeoutError) as error:
+            process = seat.process = await Process.spawn({**ledger.calls, "records": self._records})
+        except OSError as error:
+            raise GatewayError(f"worker {seat.number} cannot be started: {error.strerror}") from error
+        self._spawn(self._bury(process, ledger))
+        if self._stopping:
             process.kill()
-            if isinstance(error, TimeoutError):
-                raise GatewayError(f"worker {seat.number} did not start within {_START:g} s") from error
+        try:
+            async with asyncio.timeout(_START):
+                said = await self._begin(seat, process)
+        except TimeoutError as error:
+            process.kill()
+            raise GatewayError(f"worker {seat.number} did not start within {_START:g} s") from error
+        except GatewayError:
+            process.kill()
             raise
         process.beat()
         self.shared, seat.plugins, seat.killed, seat.ready = said["shared"], said["plugins"], None, True
         self._emit(events.WorkerStarted(worker=seat.name, pid=process.pid))
+
+    async def _begin(self, seat: Seat, process: Process) -> dict[str, Any]:
+        await process.hand(seat.sockets)
+        await process.hand_one(SUBMIT, [self._submit])
+        said: dict[str, Any] = await process.link.call(
+            "start", number=seat.number, count=len(self.seats), configuration=_handed(self.configuration)
+        )
+        return said
 
     async def _bury(self, process: Process, ledger: Ledger) -> None:
         """Wait for a process's end, and give back what it held of that all share."""
@@ -220,6 +224,8 @@ class Pool:
                 async with self._changing:
                     await self._launch(seat)
             except GatewayError as error:
+                if self._stopping:
+                    return
                 seat.deaths += 1
                 self._emit(events.WorkerDied(worker=seat.name, reason="refused", error=str(error)))
                 if not self.serving() and not self.failed.done():
@@ -231,9 +237,9 @@ class Pool:
     async def _lend(self, seat: Seat) -> None:
         """Let another worker take the connections that wait for one that cannot be started."""
         for _, process in self.serving()[:1]:
-            with contextlib.suppress(LinkLost, OSError):
-                handover.give(process.way, {str(one): some for one, some in seat.sockets.items()})
-                await process.link.call("serve", sockets=len(seat.sockets))
+            with contextlib.suppress(GatewayError):
+                await process.hand(seat.sockets)
+                await process.link.call("serve")
 
     async def _stop(self, seat: Seat, reason: str) -> None:
         process = seat.process
@@ -268,6 +274,7 @@ class Pool:
             return
         before = process.beaten
         stacks = await process.stacks()
+        await asyncio.sleep(LOOK)  # one that was only kept from running does so now
         if process.beaten == before:
             seat.killed = events.WorkerDied(
                 worker=seat.name,

@@ -13,13 +13,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway import handover
+from gateway.errors import LinkLost
 from gateway.link import Link
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process as Subprocess
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from io import FileIO
 
     from gateway.link import Call
+    from gateway.listeners import Sockets
 
 #: The module is found as we were found ourselves, and never in the folder that we stand in by chance.
 _CODE = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from gateway.child import main; main()"
@@ -35,24 +39,28 @@ _MOST = 256 * 1024
 class Process:
     """One life of one worker. `spawn` it; `link` is how to talk to it."""
 
-    def __init__(self, running: Subprocess, way: socket.socket, stacks: int) -> None:
+    def __init__(self, running: Subprocess, way: socket.socket, stacks: FileIO) -> None:
         self._running = running
-        self._stacks = open(stacks, "rb", buffering=0)  # noqa: SIM115 - a descriptor; closed in `ended`
+        self._stacks = stacks
         self.pid = running.pid
         self.link: Link
-        #: The way by which sockets are handed over.
-        self.way = way
+        self._way = way
         self.born = self.beaten = time.monotonic()
 
     @classmethod
     async def spawn(cls, calls: Mapping[str, Call]) -> Process:
-        """Start a process that answers over its link; `calls` are what it may ask of us."""
-        ours, theirs = socket.socketpair()
-        way, their_way = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stacks, their_stacks = os.pipe()
-        os.set_blocking(stacks, False)
-        given = (theirs.fileno(), their_way.fileno(), their_stacks)
-        try:
+        """Start a process that answers over its link; `calls` are what it may ask of us. Raises OSError."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            link, their_link = socket.socketpair()
+            way, their_way = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            reading, writing = os.pipe()
+            stacks, their_stacks = os.fdopen(reading, "rb", 0), os.fdopen(writing, "wb", 0)
+            os.set_blocking(reading, False)
+            for one in (link, way, stacks):
+                ours.callback(one.close)
+            for other in (their_link, their_way, their_stacks):
+                theirs.callback(other.close)
+            given = (their_link.fileno(), their_way.fileno(), writing)
             running = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",
@@ -63,13 +71,24 @@ class Process:
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=given,
             )
-        finally:
-            theirs.close()
-            their_way.close()
-            os.close(their_stacks)
-        made = cls(running, way, stacks)
-        made.link = await Link.open(ours, {**calls, "beat": made.beat})
+            made = cls(running, way, stacks)
+            made.link = await Link.open(link, {**calls, "beat": made.beat})
+            ours.pop_all()
         return made
+
+    async def hand(self, sockets: Sockets) -> int:
+        """Hand open sockets over; gives of how many listeners. Raises LinkLost."""
+        for endpoint, some in sockets.items():
+            await self.hand_one(str(endpoint), some)
+        return len(sockets)
+
+    async def hand_one(self, name: str, sockets: Sequence[socket.socket]) -> None:
+        """Hand sockets over under a name. Raises LinkLost."""
+        try:
+            handover.give(self._way, name, sockets)
+        except OSError as error:
+            raise LinkLost(f"worker process {self.pid} has ended") from error
+        await self.link.call("take")
 
     def beat(self) -> None:
         """It has given a sign of life."""
@@ -79,7 +98,7 @@ class Process:
         """Wait for its end; gives the exit status, or the signal as a negative number."""
         status = await self._running.wait()
         self.link.close()
-        self.way.close()
+        self._way.close()
         self._stacks.close()
         return status
 
