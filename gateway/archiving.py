@@ -6,6 +6,9 @@ all parts for what is known. Reading journals and checking archives is the asker
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import events
 from gateway.errors import QueueError
-from gateway.message import FileBody, Spool
+from gateway.message import FileBody, Message
 from gateway.queue import Filter
 from gateway.queue.archive_load import Loaded, load
 from gateway.queue.archive_read import Archive
@@ -22,7 +25,6 @@ from gateway.queue.archive_read import Archive
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from gateway.message import Message
     from gateway.queue import Queue, Snapshot
 
     Rows = AsyncIterator[dict[str, Any]]
@@ -121,13 +123,10 @@ def _copied(found: Iterator[Snapshot], folder: Path, read: list[str]) -> Iterato
 def _copy(message: Message, folder: Path) -> Message:
     if not isinstance(message.body, FileBody):
         return message
-    spool = Spool(folder)
-    try:
-        for block in message.chunks():
-            spool.write(block)
-        return spool.finish()
-    finally:
-        spool.discard()
+    number, name = tempfile.mkstemp(prefix="body-", dir=folder)
+    os.close(number)
+    shutil.copyfile(message.body.path, name)
+    return Message(message.header, replace(message.body, path=Path(name)))
 
 
 def _row(loaded: Loaded) -> dict[str, Any]:

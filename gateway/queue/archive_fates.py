@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gateway.queue.archive import Manifest
 
 _ENDS = {"delivery.delivered": "delivered", "delivery.failed": "failed", "message.expired": "failed"}
+#: Seconds by which a file's time may be before that of its last event.
+_SLACK = 60.0
 _OVER = ("message.finished", "message.deleted")
 #: A cheap sieve, before a line is parsed.
 _TOLD = re.compile(rb"delivery\.(?:delivered|failed)|message\.(?:accepted|bounced|deleted|expired|finished)")
@@ -98,7 +100,7 @@ class Fates:
         # Exports come in any order: read until no more descendants are found.
         while known != len(self._family):
             known = len(self._family)
-            for one in _events(sources):
+            for one in _events(sources, manifest.created - _SLACK):
                 self._note(one)
 
     def mentioned(self) -> set[str]:
@@ -222,10 +224,14 @@ def _with_somebody_to_try(kept: list[EntryRecipient], entry: Entry) -> list[Entr
     return [replace(one, state="queued", due=entry.birth) for one in kept]
 
 
-def _events(sources: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
-    """Give the events that matter, of journals and of files that were exported. Raises OSError."""
+def _events(sources: Sequence[Path], since: float) -> Iterator[Mapping[str, Any]]:
+    """Give the events that matter, of journals and of files that were exported. Raises OSError.
+
+    Segments of a journal that were written last before the backup tell nothing of what came after.
+    """
     for source in sources:
-        for path in sorted(source.rglob("*.jsonl")) if source.is_dir() else [source]:
+        segments = (path for path in sorted(source.rglob("*.jsonl")) if path.stat().st_mtime >= since)
+        for path in segments if source.is_dir() else [source]:
             with path.open("rb") as file:
                 yield from (one for line in file if _TOLD.search(line) for one in _parsed(line))
 

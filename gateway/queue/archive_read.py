@@ -14,7 +14,7 @@ from itertools import zip_longest
 from typing import IO, TYPE_CHECKING
 
 from gateway.errors import ArchiveError, MessageError
-from gateway.message import BLOCK, Message, Spool
+from gateway.message import BLOCK, HEADER_LIMIT, Message, Spool
 from gateway.queue.archive import FORMAT, MANIFEST, MODE, SUMS, UNIT, Manifest
 from gateway.queue.archive_json import is_id, read_snapshot
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.queue.store import Snapshot
+
+#: The first block that a Spool is given holds the whole header, which trace fields may have made longer than
+#: a sender's may be.
+LONGEST_HEADER = 2 * HEADER_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +152,11 @@ class Archive:
                 raise self._damaged(last, "it holds what belongs to no entry")
             start += len(block)
 
-    def _blocks(self, member: _Member) -> Iterator[bytes]:
+    def _blocks(self, member: _Member, block_size: int = BLOCK) -> Iterator[bytes]:
         place, end = member.offset, member.offset + member.size
         while place < end:
             self._file.seek(place)
-            block = self._file.read(min(BLOCK, end - place))
+            block = self._file.read(min(block_size, end - place))
             if not block:
                 raise ArchiveError(f"{self.name} is cut off in {member.name}")
             place += len(block)
@@ -187,7 +191,7 @@ class Archive:
     def _message(self, text: _Member, folder: Path) -> Message:
         spool = Spool(folder)
         try:
-            for block in self._blocks(text):
+            for block in self._blocks(text, LONGEST_HEADER):
                 spool.write(block)
             return spool.finish()
         except MessageError as error:

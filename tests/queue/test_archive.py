@@ -15,7 +15,7 @@ import pytest
 from gateway.address import Address
 from gateway.envelope import Recipient, Route
 from gateway.errors import ArchiveError
-from gateway.message import FileBody, Message, Spool
+from gateway.message import HEADER_LIMIT, FileBody, Message, Spool
 from gateway.queue import Filter, Finish, Snapshot
 from gateway.queue.archive import Manifest, Writer
 from gateway.queue.archive_json import read_snapshot, snapshot_json
@@ -140,6 +140,14 @@ def test_messages_come_back_byte_for_byte(snapshot, big, tmp_path):
         assert replace(one.entry, message=before.entry.message) == before.entry
         assert (one.delivered, one.numbers) == (before.delivered, before.numbers)
     assert isinstance(found[1].entry.message.body, FileBody)
+
+
+def test_a_header_that_grew_over_the_limit_on_its_way_is_no_fault(snapshot, tmp_path):
+    one = snapshot(body=b"\n" + b"x" * 300_000)
+    one.entry.message = Message(b"Received: here\n" * 70_000, one.entry.message.body)
+    assert len(one.entry.message.header) > HEADER_LIMIT
+    (found,) = opened(archive_of(one)).snapshots(tmp_path)
+    assert bytes(found.entry.message) == bytes(one.entry.message)
 
 
 def test_ordinary_tools_open_it(snapshot, big, tmp_path):

@@ -116,14 +116,15 @@ def adopt(folder: Path, conf: Path | None, as_json: bool) -> None:
 
 def _read(path: Path, folder: Path) -> Snapshot:
     """Read one message; `path` is its text or its JSON. Raises ArchiveError."""
-    from gateway.message import BLOCK, Spool
+    from gateway.message import Spool
     from gateway.queue.archive_json import read_snapshot
+    from gateway.queue.archive_read import LONGEST_HEADER
 
     text, said = path.with_suffix(".eml"), path.with_suffix(".json")
     spool = Spool(folder)
     try:
         with text.open("rb") as file:
-            while block := file.read(BLOCK):
+            while block := file.read(LONGEST_HEADER):
                 spool.write(block)
         found = read_snapshot(said.read_bytes(), spool.finish())
     except (ValueError, MessageError) as error:

@@ -1,0 +1,95 @@
+"""What a dead gateway has left is moved, each message once, wherever it is broken off."""
+
+from dataclasses import replace
+
+import pytest
+
+from gateway.archiving import Archiving
+from gateway.errors import QueueError
+from gateway.message import FileBody, Spool
+from gateway.queue import Filter, Finish, Snapshot
+
+
+@pytest.fixture
+async def queue(tmp_path, clock, sqlite_queue):
+    made = sqlite_queue.SqliteQueue(tmp_path / "here" / "shard-0", clock.time)
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def left(tmp_path, clock, sqlite_queue):
+    """The shard of another gateway, not open."""
+    return sqlite_queue.SqliteQueue(tmp_path / "there" / "shard-0", clock.time)
+
+
+@pytest.fixture
+async def ids(left, entry):
+    """Messages in it: a plain one, one that was under way, and one with a large body."""
+    await left.open()
+    ones = [entry() for _ in range(3)]
+    spool = Spool(left.spool_folder)
+    spool.write(b"Subject: big\n\n" + b"x" * 300_000)
+    ones[2].message = spool.finish()
+    for one in ones:
+        assert await left.restore(Snapshot(one, 0, 5))
+    await left.claim(2e9, 1, {}, 1)
+    await left.close()
+    return {one.id for one in ones}
+
+
+async def adopt(queue, left, told=None):
+    archiving = Archiving(queue, (told if told is not None else []).append)
+    return [row async for row in archiving.calls["archive.adopt"]("ann", str(left.folder))]
+
+
+async def held_by(queue):
+    return {one.id for one in await queue.list(Filter())}
+
+
+async def test_all_is_moved_and_nothing_left(queue, left, ids):
+    told = []
+    assert (await adopt(queue, left, told))[-1] == {"added": 3, "known": 0}
+    assert await held_by(queue) == ids
+    bodies = {len(bytes((await queue.get(id_)).message)) for id_ in ids}
+    assert max(bodies) == 300_014
+    assert [type((await queue.get(id_)).message.body) for id_ in ids].count(FileBody) == 1
+    assert [event.NAME for event in told] == ["message.accepted"] * 3 + ["queue.adopted"]
+    assert list((left.folder / "bodies").iterdir()) == []
+    await left.open()
+    assert await held_by(left) == set()
+    await left.close()
+
+
+async def test_broken_off_before_the_originals_are_gone_it_is_repeated(queue, left, ids, monkeypatch, clock):
+    async def broken(*_):
+        raise QueueError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(left), "delete", broken)
+        with pytest.raises(QueueError, match="broken"):
+            await adopt(queue, left)
+    assert await held_by(queue) == ids
+    # Meanwhile one is delivered here: it does not come a second time.
+    (one, *_) = await queue.claim(clock.time(), 1, {}, 10)
+    await queue.finish([Finish(one, [replace(r, state="delivered") for r in one.recipients])])
+    assert (await adopt(queue, left))[-1] == {"added": 0, "known": 3}
+    assert await held_by(queue) == ids - {one.id}
+    await left.open()
+    assert await held_by(left) == set()
+    await left.close()
+
+
+async def test_what_cannot_be_stored_stays_where_it_was(queue, left, ids, monkeypatch):
+    async def full(*_):
+        raise QueueError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(left), "restore", full)
+        with pytest.raises(QueueError, match="full"):
+            await adopt(queue, left)
+    assert await held_by(queue) == set()
+    assert list(queue.spool_folder.iterdir()) == []
+    assert (await adopt(queue, left))[-1] == {"added": 3, "known": 0}
+    assert await held_by(queue) == ids
