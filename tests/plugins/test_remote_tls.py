@@ -4,8 +4,10 @@ import asyncio
 import datetime as dt
 import hashlib
 import itertools
+import re
 import ssl
 import sys
+from pathlib import Path
 
 import pytest
 import structlog
@@ -237,6 +239,17 @@ def test_a_file_of_authorities_must_be_one(chain_of, tmp_path):
             (tmp_path / "ca.pem").write_text(text)
         with pytest.raises(ConfigError, match=r"remote\.ca_file"):
             chain_of("remote: {ca_file: ca.pem}\n", "remote")
+
+
+@pytest.mark.parametrize("page", ["docs/howto/remote-tls.md", "docs/plugins/remote.md"])
+def test_the_settings_of_the_pages_are_taken(chain_of, tmp_path, page):
+    text = (Path(__file__).parents[2] / page).read_text("utf-8")
+    found = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert found
+    for name in ("smart", "ann"):
+        (tmp_path / name).write_text("secret\n")
+    for yaml in found:
+        chain_of(yaml.replace("/etc/mailward/", ""), "remote")
 
 
 # Logins
