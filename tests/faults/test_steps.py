@@ -13,6 +13,8 @@ from gateway.faultpoint import STEPS, VARIABLE
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("MAILWARD_KILLS", "25"))
+#: A random kill for every hundred of these.
+MESSAGES = int(os.environ.get("MAILWARD_MESSAGES", "100000"))
 #: More settings for each store that a gateway may have.
 STORES = {"sqlite": ""}
 #: Passed once in a life of the state folder: each kill needs a new one.
@@ -80,3 +82,18 @@ async def test_kills_at_every_step_lose_nothing(zygote, step, store, numbers):
         first = [] if step not in START else [("queue.commit", 40)]
         total = await killed(zygote, first + moments, STORES[store])
     numbers(f"{store}: {step}", **total)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("store", STORES)
+async def test_random_kills_lose_nothing(zygote, store, numbers):
+    kinds = ("local", "remote", "both", "forward")
+    with folder() as base:
+        site = Site(base, zygote, STORES[store], kinds)
+        async with site.running():
+            while len(site.load.accepted) < MESSAGES:
+                await site.killed_after(random.randint(1, 200))
+                print(f"{len(site.load.accepted)} accepted, {site.kills} kills", end="\r", flush=True)
+            await site.drained()
+        numbers(f"{store}: at random", **site.judged())
