@@ -98,7 +98,7 @@ def test_messages_are_found_by_what_is_known_of_them(site, send):
 def test_show_prints_the_message(site, send):
     invoice = send(text=INVOICE)
     shown = site.mailward("queue", "show", invoice, "--body")
-    assert "accepted: 0s ago, by smtp" in shown
+    assert "s ago, by smtp, " in shown
     assert "Subject: Your invoice 7\n" in shown
     assert "\nPay \ufffd!\n.dot\n" in shown
     assert "elsewhere.example is suspended" in shown
@@ -203,7 +203,9 @@ def test_stats_count_by_age(site, send):
     send()
     send("sue@elsewhere.example")
     (line,) = site.mailward("queue", "stats").splitlines()
-    assert line.split("\t") == ["elsewhere.example", "queued", "2", "0s", "2", *["0"] * 9]
+    domain, state, count, oldest, *ages = line.split("\t")
+    assert (domain, state, count, ages) == ("elsewhere.example", "queued", "2", ["2", *["0"] * 9])
+    assert oldest.endswith("s")
 
 
 def test_without_a_gateway_all_shards_are_asked(site, gateway):

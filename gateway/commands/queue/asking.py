@@ -35,10 +35,10 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--since", metavar="TIME", help="Accepted since then."),
         click.option("--older-than", metavar="TIME", help="Accepted before then."),
-        click.option("--state", type=click.Choice(_STATES), help="Of a recipient."),
+        click.option("--state", type=click.Choice(_STATES), help="A recipient's."),
         click.option("--plugin", metavar="PATTERN", help="That delivers a recipient, or holds it."),
-        click.option("--subject", metavar="PATTERN"),
-        click.option("--message-id", metavar="PATTERN", help="The header field."),
+        click.option("--subject", metavar="PATTERN", help="Of the header, as a reader sees it."),
+        click.option("--message-id", metavar="PATTERN", help="Of the header, without <>."),
         click.option("--user", metavar="PATTERN", help="Login that handed it in."),
         click.option("--client", metavar="ADDRESS", help="Host that handed it in: pattern or network."),
         click.option("--domain", metavar="PATTERN", help="Of a recipient, or where its route leads."),

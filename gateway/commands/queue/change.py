@@ -109,7 +109,7 @@ CHANGES = (
         "bounced",
         """Give recipients up; senders get a bounce.
 
-        Needs a running gateway.""",
+        Also of held ones. Needs a running gateway.""",
         "--recipient joe@example.com",
     ),
     _verb(

@@ -123,7 +123,7 @@ def _notes(one: dict[str, Any]) -> Iterator[str]:
 
 def _echo(text: str) -> None:
     for line in text.splitlines():
-        click.echo(plain(line))
+        click.echo(plain(line.expandtabs()))
 
 
 @click.command(epilog="Example: mailward queue stats")
