@@ -22,13 +22,14 @@ from gateway.testing.fakes import FakeClock, FakeDns
 
 OURS = "example.org"
 THEM = "victim.example"
-CONF = """\
-gateway: {hostname: mail.example.org}
-listeners: [{name: mx, protocol: smtp, address: "127.0.0.1:25"}]
-limits: {bad_commands: 1000}
-rcpthosts: {deadline: 0.01s, domains: [example.org, .sub.example.org]}
-virtual_domains: {domains: {example.org: abc, .sub.example.org: abc}}
-recipient_check: {enabled: false}
+LISTENER = 'listeners: [{name: mx, protocol: smtp, address: "127.0.0.1:25"}]\n'
+CONF = f"""\
+gateway: {{hostname: mail.example.org}}
+{LISTENER}\
+limits: {{bad_commands: 1000}}
+rcpthosts: {{deadline: 0.01s, domains: [example.org, .sub.example.org]}}
+virtual_domains: {{domains: {{example.org: abc, .sub.example.org: abc}}}}
+recipient_check: {{enabled: false}}
 """
 #: Knows the people of our own domains and nobody else, as accounts would.
 PEOPLE = """
@@ -192,11 +193,11 @@ class Stranger(Server):
         )
 
 
-async def replies(port, recipients, sender="<s@stranger.example>"):
+async def replies(port, recipients, sender="<s@stranger.example>", hello="EHLO"):
     """Give the reply code of each RCPT, all sent in one go."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     utf8 = " SMTPUTF8" if any(not one.isascii() for one in recipients) else ""
-    lines = ["EHLO mail.example.org", f"MAIL FROM:{sender}{utf8}"]
+    lines = [f"{hello} mail.example.org", f"MAIL FROM:{sender}{utf8}"]
     writer.write(
         "".join(
             f"{line}\r\n" for line in [*lines, *(f"RCPT TO:{one}" for one in recipients), "QUIT"]
@@ -210,11 +211,10 @@ async def replies(port, recipients, sender="<s@stranger.example>"):
     return {one: line.strip() for one, line in zip(recipients, final[3:-1], strict=True)}
 
 
-async def refuses_all(port, probes=PROBES, senders=SENDERS):
+async def refuses_all(port, probes=PROBES, senders=SENDERS, hello="EHLO"):
     for sender in senders:
-        accepted = {
-            one: said for one, said in (await replies(port, probes, sender)).items() if said[0] not in "45"
-        }
+        answers = await replies(port, probes, sender, hello)
+        accepted = {one: said for one, said in answers.items() if said[0] not in "45"}
         assert not accepted, sender
 
 
@@ -224,6 +224,33 @@ async def test_out_of_the_box_no_probe_gets_through(gateway):
     await refuses_all(port)
     events = bench.told("recipient.refused")
     assert any(event.reason == "relay" and event.client_ip == "203.0.113.9" for event in events)
+
+
+@pytest.mark.parametrize(
+    ("keys", "hello"),
+    [
+        ("protocol: lmtp", "LHLO"),
+        ("protocol: submission, tls: none, auth: none", "EHLO"),
+        ("protocol: submission, tls: none, auth: optional", "EHLO"),
+        ("protocol: smtp, xclient: [192.0.2.0/24], proxy: [192.0.2.0/24]", "EHLO"),
+    ],
+)
+async def test_no_kind_of_listener_lets_a_probe_through(gateway, keys, hello):
+    listener = f'listeners: [{{name: mx, {keys}, address: "127.0.0.1:25"}}]\n'
+    port, _ = await gateway(conf=CONF.replace(LISTENER, listener))
+    await refuses_all(port, hello=hello)
+    said = await replies(port, LEGITIMATE, hello=hello)
+    assert {one: text for one, text in said.items() if text[0] != "2"} == {}
+
+
+async def test_submission_takes_nothing_from_who_has_not_logged_in(gateway):
+    listener = 'listeners: [{name: mx, protocol: submission, tls: none, address: "127.0.0.1:25"}]\n'
+    port, _ = await gateway(conf=CONF.replace(LISTENER, listener))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"EHLO x\r\nMAIL FROM:<joe@example.org>\r\nRCPT TO:<joe@example.org>\r\nQUIT\r\n")
+    said = [line[:9] async for line in reader]
+    writer.close()
+    assert said[-3:-1] == [b"530 5.7.0", b"503 5.5.1"]
 
 
 async def test_legitimate_mail_is_never_refused(gateway):
