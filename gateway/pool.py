@@ -12,7 +12,7 @@ from gateway import events
 from gateway.counters import Counters
 from gateway.errors import GatewayError
 from gateway.handover import SUBMIT
-from gateway.listeners import close_sockets, share_out
+from gateway.listeners import close_sockets
 from gateway.process import Process
 from gateway.queue.slots import slots_of
 from gateway.services import Clock
@@ -21,11 +21,15 @@ from gateway.watchdog import LONG_PATIENCE, LOOK, PATIENCE, Suspicion, culprit
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from gateway.configuration import Configuration
     from gateway.link import Call
     from gateway.listeners import Sockets
+    from gateway.settings import Listener
+
+    #: Opens sockets for so many workers. Raises ListenError.
+    Bind = Callable[[Sequence[Listener], int], Awaitable[list[Sockets]]]
 
 #: The longest that a worker may take to start.
 _START = 120.0
@@ -71,6 +75,7 @@ class Pool:
         submit: socket.socket,
         emit: Callable[[events.Event], None],
         records: Call,
+        bind: Bind,
     ) -> None:
         self.configuration = configuration
         self.generation = 1
@@ -81,6 +86,7 @@ class Pool:
         self._submit = submit
         self._emit = emit
         self._records = records
+        self._bind = bind
         self._counters = Counters(Clock())
         self._slots = slots_of(lambda: self.configuration.settings.queue)
         #: Held while a worker starts, and while all of them change their configuration.
@@ -123,7 +129,7 @@ class Pool:
             new.follows(self.configuration)
             known = self.seats[0].sockets
             added = [one for one in new.settings.listeners if one.address not in known]
-            opened = share_out(added, len(self.seats))
+            opened = await self._bind(added, len(self.seats))
             try:
                 await self._all("prepare", configuration=_handed(new))
             except GatewayError:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.listeners import Sockets
+    from gateway.pool import Bind
+    from gateway.settings import Listener
 
     #: What runs beside the workers; it is entered before they start.
     Beside = Callable[[], AbstractAsyncContextManager[None]]
@@ -50,7 +52,7 @@ def run(configuration: Configuration, ready: Callable[[], None], beside: Beside 
         _allow_all_files()
         if os.geteuid() == 0:
             become(configuration.settings.gateway.user, configuration.settings.gateway.state)
-        uvloop.run(_serve(configuration, shares, ready, beside))
+        uvloop.run(serve(configuration, shares, bind, ready, beside))
     finally:
         for share in shares:
             close_sockets(share)
@@ -92,12 +94,24 @@ def _give(state: Path, account: pwd.struct_passwd) -> None:
     os.chown(state, account.pw_uid, account.pw_gid)
 
 
-async def _serve(
-    configuration: Configuration, shares: Sequence[Sockets], ready: Callable[[], None], beside: Beside
+async def bind(listeners: Sequence[Listener], workers: int) -> list[Sockets]:
+    """Open the sockets of listeners that a reload brings, as ourselves. Raises ListenError."""
+    return share_out(listeners, workers)
+
+
+async def serve(
+    configuration: Configuration,
+    shares: Sequence[Sockets],
+    bind: Bind,
+    ready: Callable[[], None],
+    beside: Beside = nothing,
 ) -> None:
-    """Serve by these sockets until a signal. Raises GatewayError when it cannot, or cannot any more."""
+    """Serve by these sockets, a share for each worker, until a signal; `bind` opens those of new listeners.
+
+    Raises GatewayError when it cannot, or cannot any more.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        supervisor = Supervisor(configuration, stack)
+        supervisor = Supervisor(configuration, bind, stack)
         await stack.enter_async_context(beside())
         await supervisor.start(shares)
         supervisor.listen_to_signals()
@@ -108,8 +122,9 @@ async def _serve(
 class Supervisor:
     """The process that the workers answer to: it holds what they share, and does no mail itself."""
 
-    def __init__(self, configuration: Configuration, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(self, configuration: Configuration, bind: Bind, stack: contextlib.AsyncExitStack) -> None:
         self._configuration = configuration
+        self._bind = bind
         self._stack = stack
         self._began = time.time()
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -125,7 +140,7 @@ class Supervisor:
         self._open_journal(len(shares))
         submit = open_socket(settings.gateway.state, settings.gateway.hostname)
         self._stack.callback(submit.close)
-        self._pool = Pool(self._configuration, shares, submit, self._journal.emit, self._records)
+        self._pool = Pool(self._configuration, shares, submit, self._journal.emit, self._records, self._bind)
         await self._pool.start()
         fanout = Fanout(self._pool, self._journal.folder, self._reload)
         console = Console(fanout.find)
