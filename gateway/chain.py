@@ -193,12 +193,18 @@ class Chain:
         spec: Spec = hook.spec  # type: ignore[attr-defined]
         *before, current = args
         waited = 0.0
-        for step in self.steps[spec.name]:
+        for step, quick in self._walks[spec.name].steps:
             changed = []
             for item in current if isinstance(current, list) else [current]:
                 step.tally.calls += 1
+                begun = None
+                if quick is not None and step.tally.calls > SAMPLE and step.tally.calls % SAMPLE:
+                    begun = _begin(quick, (*before, item))
+                    if begun is None:
+                        changed.append(item)
+                        continue
                 try:
-                    value, waited = await self._call(spec, step, (*before, item), waited)
+                    value, waited = await self._call(spec, step, (*before, item), waited, begun)
                 except _Fault:
                     return Answer(current, step.plugin, failed=True)
                 changed += [item] if value is None else value if isinstance(value, list) else [value]
@@ -343,6 +349,15 @@ def _check(spec: Spec, value: Any) -> None:
     if not spec.answers.intersection(kind.__name__ for kind in type(value).__mro__):
         allowed = ", ".join(sorted(spec.answers))
         raise TypeError(f"{spec.name}() must answer {allowed} or None, not {value!r}")
+
+
+def _begin(call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Call a plugin that is told nothing it could edit; gives its answer, or what is to be awaited for it."""
+    try:
+        value = call(*args)
+        return first_step(value) if type(value) is CoroutineType else value
+    except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001
+        return _raising(error)
 
 
 async def _raising(error: BaseException) -> None:
