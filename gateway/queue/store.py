@@ -298,7 +298,10 @@ class Queue(ABC):
 
     @abstractmethod
     async def suspended(self) -> list[Suspension]:
-        """Give the suspensions that run, sorted by name. Cheap: the dispatcher asks once a second."""
+        """Give the suspensions that run at this moment, sorted by name.
+
+        Asked once a second while nothing is suspended, and twice for each delivery that is put off.
+        """
 
     @abstractmethod
     async def stats(self) -> list[Stats]:
