@@ -2,39 +2,58 @@
 
 A program: it reads a line for each gateway, `FAULT<TAB>MODE<TAB>CONF`, and prints `serves PID`, later
 `ended STATUS`. Mode `serve` runs until killed; `drain` until nothing is queued; `look` also gives back what
-waits in memory, as a person's `queue list` does. The bounds of what is "large" are small here, so that a
+waits in memory, as a person's `queue list` does; `fail` lets the call of FAULT (`EIO 3`) fail after the
+start, drains from SIGUSR1 on, and says whether a call has failed. The bounds of what is "large" are small here, so that a
 message of a few kilobytes goes the ways of one of many megabytes.
 """
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 
 import uvloop
+from injector import Injector
 
 from gateway import faultpoint, message
-from gateway.queue import Filter
+from gateway.journal import writer as journal_writer
+from gateway.queue import Filter, dispatcher, ending
 from gateway.worker import Configuration, Worker
 
 #: Bodies over this are files, and an entry of more recipients is stored in several transactions.
 LARGE, MANY = 2048, 4
 
 
-async def serve(conf, mode):
+async def serve(conf, mode, injector=None):
     worker = Worker(Configuration.load(Path(conf)))
     await worker.start()
     store = sys.modules[type(worker.queue).__module__]
     if hasattr(store, "BATCH"):
         store.BATCH = MANY
+    asked = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked.set)
+    if injector:
+        injector.armed = True
     say(f"serves {os.getpid()}")
+    if mode == "fail":
+        await asked.wait()
     if mode == "serve":
         await asyncio.Event().wait()
     while await worker.queue.stats() or mode == "look":
-        if mode == "drain" and await worker.queue.retry(Filter(state="queued")):
+        if mode != "look" and await worker.queue.retry(Filter(state="queued")):
             worker.dispatchers[0].wake()
         await asyncio.sleep(0.03)
     await worker.stop()
+    if injector:
+        say(f"failed {injector.fired}")
+
+
+def injected(fault):
+    """Make the injector; who waits for a disk to recover waits a moment only."""
+    ending.PAUSE = dispatcher.PAUSE = journal_writer.RETRY = 0.05
+    name, nth = fault.split()
+    return Injector(name, int(nth))
 
 
 def say(line):
@@ -51,9 +70,9 @@ def main():
         fault, mode, conf = line.rstrip("\n").split("\t")
         child = os.fork()
         if not child:
-            os.environ[faultpoint.VARIABLE] = fault
+            os.environ[faultpoint.VARIABLE] = "none" if mode == "fail" else fault
             try:
-                uvloop.run(serve(conf, mode))
+                uvloop.run(serve(conf, mode, injected(fault) if mode == "fail" else None))
                 os._exit(0)
             except BaseException as error:  # noqa: BLE001 - the parent's loop must not run twice
                 say(f"failed {error!r}")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gateway.console import call
+from gateway.faultpoint import VARIABLE
 from gateway.journal import read
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -164,6 +165,18 @@ async def gateway():
     if made.process is not None and made.process.returncode is None:
         await made.kill()
     shutil.rmtree(base)
+
+
+@pytest.fixture
+def zygote():
+    """Give the process that forks gateways."""
+    from sites import Zygote
+
+    root = Path(__file__).parents[2]
+    rights = {} if os.geteuid() else {"user": OWNER, "group": OWNER, "extra_groups": []}
+    made = Zygote(rights, {VARIABLE: "none", "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"})
+    yield made
+    made.close()
 
 
 @pytest.fixture

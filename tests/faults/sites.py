@@ -92,6 +92,23 @@ class Site(Gateway):
         assert said == f"ended {-signal.SIGKILL}", said
         self.kills += 1
 
+    async def failing(self, error, nth, token):
+        """Send one message while the n-th call that can fail so does; gives the reply, and whether one did."""
+        self.sink.run = self.kills
+        self.zygote.ask(f"{error} {nth}", "fail", self.base / "conf.d")
+        said = await self.zygote.hear()
+        assert said.startswith("serves"), said
+        try:
+            reply = await self.load.send(token, self.load.kinds[token.partition("-")[0]])
+        except (AssertionError, EOFError, OSError) as refused:
+            reply = str(refused)
+        os.kill(int(said.split()[1]), signal.SIGUSR1)
+        failed = await self.zygote.hear()
+        said = await self.zygote.hear()
+        assert said == "ended 0", f"{error} {nth}: {failed}, {said}"
+        self.kills += 1
+        return reply, failed == "failed True"
+
     async def drained(self):
         """Run without a fault until nothing is queued."""
         self.sink.run = self.kills

@@ -6,10 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import OWNER
-from sites import Site, Zygote, folder
+from sites import Site, folder
 
-from gateway.faultpoint import STEPS, VARIABLE
+from gateway.faultpoint import STEPS
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("MAILWARD_KILLS", "25"))
@@ -30,14 +29,6 @@ QUICK = [
     "remote.answered",
     "attempt.safe",
 ]
-
-
-@pytest.fixture
-def zygote():
-    rights = {} if os.geteuid() else {"user": OWNER, "group": OWNER, "extra_groups": []}
-    made = Zygote(rights, {VARIABLE: "none", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"})
-    yield made
-    made.close()
 
 
 def test_every_step_is_passed_somewhere():
