@@ -47,6 +47,10 @@ class Freezing(Plugin):
 """
 
 
+#: It lets no other thread of the process run, either.
+REGEX = "__import__('re').match('(a+)+$', 'a' * 60 + 'b')"
+
+
 def send_from(site, sender):
     with contextlib.suppress(Exception):
         site.send(sender=sender)
@@ -126,7 +130,7 @@ def test_without_a_supervisor_workers_end_by_themselves(site):
     assert site.stop() == 0
 
 
-@pytest.mark.parametrize("how", ["time.sleep(0.1)", "sum(range(1000))"])
+@pytest.mark.parametrize("how", ["time.sleep(0.1)", "sum(range(1000))", REGEX])
 def test_a_frozen_worker_is_killed_its_plugin_named_and_all_are_back_within_ten_seconds(site, how):
     site.plugin("freezing", FREEZE.format(how=how))
     site.own()
