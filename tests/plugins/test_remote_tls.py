@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import hashlib
+import importlib.util
 import itertools
 import re
 import ssl
@@ -228,9 +229,25 @@ async def test_tls_from_the_first_byte(remote, hosts):
     assert b"STARTTLS\r\n" not in heard
 
 
-def test_at_port_465_tls_begins_at_once(chain_of):
-    chain_of("", "remote")
-    assert part_of("relay").IMPLICIT == 465
+@pytest.mark.parametrize(
+    ("where", "implicit"),
+    [
+        ('"a:465"', True),
+        ('"a:587"', False),
+        ('{hosts: ["a:465"], implicit: false}', False),
+        ('{hosts: ["a:587"], implicit: true}', True),
+    ],
+)
+async def test_at_port_465_tls_begins_with_the_first_byte(chain_of, zones, where, implicit):
+    zones["a"] = {"A": ["192.0.2.1"]}
+    chain = chain_of(f'remote: {{routes: {{"": {where}}}}}\n', "remote")
+    plugin = chain.steps["deliver"][0].call.__self__
+    hop = plugin._routes.hop(Address("u@x.example"))
+    (candidate,) = await part_of("hosts").find_targets(plugin.dns, hop, set)
+    way = await plugin._connector._guard.way(hop, candidate, None, strict=False)
+    assert way.tries[0].implicit is implicit
+    # Such a host does not speak in plain, so there is nothing to fall back to.
+    assert len(way.tries) == (1 if implicit else 2)
 
 
 def test_a_file_of_authorities_must_be_one(chain_of, tmp_path):
@@ -407,11 +424,20 @@ def chain():
 NOW = 1_700_000_000.0
 
 
+@pytest.fixture(scope="module")
+def dane():
+    """Give the pure part by itself: it needs no chain."""
+    path = Path(__file__).parents[2] / "plugins" / "remote" / "dane.py"
+    spec = importlib.util.spec_from_file_location("alone_dane", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
 @pytest.fixture
-def judged(chain_of):
+def judged(dane):
     """Give `judged(records, shown)`: "" when the certificates pass, or the kind of the failure."""
-    chain_of("", "remote")
-    dane = part_of("dane")
 
     def judge(records, shown, now=NOW, names=(NAME,)):
         made = []
@@ -489,9 +515,7 @@ def test_certificates_that_are_none(judged, chain, shown, usage):
     assert judged([tlsa(chain.pem["leaf"], usage, 1, 1)], shown) == "validation-failure"
 
 
-def test_what_can_be_matched(chain_of):
-    chain_of("", "remote")
-    dane = part_of("dane")
+def test_what_can_be_matched(dane):
     good = dane.Record(3, 1, 1, b"x" * 32)
     for bad in [
         (0, 1, 1, 32),
