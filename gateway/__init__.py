@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gateway import accounts as accounts
     from gateway import controls as controls
     from gateway import events as events
     from gateway import passwords as passwords
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gateway.decision import Disconnect as Disconnect
     from gateway.decision import Hold as Hold
     from gateway.decision import Reject as Reject
+    from gateway.endpoint import Endpoint as Endpoint
     from gateway.envelope import Account as Account
     from gateway.envelope import Birth as Birth
     from gateway.envelope import Client as Client
@@ -71,7 +73,6 @@ if TYPE_CHECKING:
     from gateway.services import is_ip as is_ip
     from gateway.settings.options import Block as Block
     from gateway.settings.units import Duration as Duration
-    from gateway.settings.units import Endpoint as Endpoint
     from gateway.settings.units import Network as Network
     from gateway.settings.units import Rate as Rate
     from gateway.settings.units import Size as Size
@@ -103,7 +104,7 @@ _HOME = {
     "DnsNotFound": "errors",
     "DnsTemporary": "errors",
     "Duration": "settings.units",
-    "Endpoint": "settings.units",
+    "Endpoint": "endpoint",
     "Entry": "envelope",
     "EntryRecipient": "envelope",
     "Exchangers": "services",
@@ -136,6 +137,7 @@ _HOME = {
     "Unreachable": "errors",
     "When": "when",
     "a_label": "services",
+    "accounts": "",
     "controls": "",
     "events": "",
     "first_id": "envelope",

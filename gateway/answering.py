@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from gateway import events
 from gateway.decision import Accept, Defer, Discard, Disconnect, Hold, Reject
 from gateway.envelope import Recipient, Transaction, new_id
+from gateway.events import about
 from gateway.hookspecs import Stages
-from gateway.reception import about, mark, record
+from gateway.reception import mark, record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from gateway.agency import Agency
 from gateway.calls import Calls, changes
 from gateway.configuration import Configuration
-from gateway.handover import SUBMIT, take
+from gateway.endpoint import Endpoint
+from gateway.handover import AGENT, SUBMIT, take
 from gateway.journal.line import dump
 from gateway.link import Link
 from gateway.plugin import Services
 from gateway.process import STACKS
 from gateway.services import Clock, Dns
-from gateway.settings.units import Endpoint
 from gateway.sharing import SharedCounters, SharedSlots
 from gateway.submit import Submit
 from gateway.worker import GRACE, Member, Worker
@@ -137,7 +138,8 @@ class Child:
             {one: SharedSlots(self.link, one) for one in ("local", "remote")} if count > 1 else None,
             [self._output] if read.settings.journal.outputs else [],
         )
-        services = Services(clock, Dns(), SharedCounters(self.link))
+        agency = Agency(self._taken.pop(AGENT)[0]) if AGENT in self._taken else None
+        services = Services(clock, Dns(), SharedCounters(self.link), agency)
         (listening,) = self._taken.pop(SUBMIT)
         worker = Worker(read, self._sockets(), services, member)
         await worker.start()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from gateway.services import Clock
 
 #: Counters kept at most, and marks; about 20 MB. Slots need no bound: who holds one holds a session.
@@ -89,6 +91,21 @@ class Counters:
             self._slots[key] = left
         else:
             self._slots.pop(key, None)
+
+    async def take_each(self, wanted: Mapping[str, int]) -> str:
+        """Take a slot of each key with its limit, or none of them; gives the key that has none left, or ""."""
+        taken: list[str] = []
+        for key, limit in wanted.items():
+            if not await self.take(key, limit):
+                await self.give_each(taken)
+                return key
+            taken.append(key)
+        return ""
+
+    async def give_each(self, keys: Sequence[str]) -> None:
+        """Give a slot of each key back."""
+        for key in keys:
+            await self.give(key)
 
     async def mark(self, key: str, seconds: float, note: str = "") -> None:
         """Set a mark for so many seconds from now, in place of one of the same key."""

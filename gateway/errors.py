@@ -23,6 +23,7 @@ GatewayError
 ├── MilterError           the other side of a milter connection was lost, or broke the protocol
 ├── ListenError           a listener cannot have its address
 ├── LinkLost              another process of the gateway has ended
+├── AgentError            the agent does not become that account, or is gone
 ├── IsolationError        a plugin's own thread or process cannot be asked now
 └── ControlError          no running gateway, or it refused a command
 """
@@ -174,6 +175,10 @@ class ListenError(GatewayError):
 
 class LinkLost(GatewayError):
     """Another process of this gateway has ended, and what was asked of it is not known."""
+
+
+class AgentError(GatewayError):
+    """The agent does not become that account, does not read that file, or is gone."""
 
 
 class IsolationError(GatewayError):

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, dataclass_tra
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.envelope import Session
+
 Severity = Literal["debug", "info", "notice", "warning", "error", "critical"]
 #: fate: what became of a message (survives any kill); security: who tried what; other: the rest.
 EventClass = Literal["fate", "security", "other"]
@@ -693,3 +695,15 @@ class JournalRecovered(Event):
 
     #: How long it could not.
     seconds: float = 0.0
+
+
+def about(session: Session | None) -> dict[str, Any]:
+    """Give the fields that every event of a session has."""
+    if session is None:
+        return {}
+    return {
+        "session": session.id,
+        "client_ip": session.client.ip,
+        "listener": session.listener,
+        "user": session.user,
+    }

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: The name under which the submit socket is handed over.
-SUBMIT = "submit"
+#: The names under which the submit socket, and the one to the agent, are handed over.
+SUBMIT, AGENT = "submit", "agent"
 #: Sockets of one listener: two families, or as many as systemd opened for it.
 _MOST = 64
 _LONGEST = 4096
@@ -22,5 +22,5 @@ def give(way: socket.socket, name: str, sockets: Sequence[socket.socket]) -> Non
 
 def take(way: socket.socket) -> tuple[str, list[socket.socket]]:
     """Receive what was given before we were told of it."""
-    name, descriptors, _, _ = socket.recv_fds(way, _LONGEST, _MOST)
+    name, descriptors, _, _ = socket.recv_fds(way, _LONGEST, _MOST, socket.MSG_CMSG_CLOEXEC)
     return name.decode(), [socket.socket(fileno=one) for one in descriptors]

@@ -18,7 +18,7 @@ from gateway.errors import ListenError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.settings.units import Endpoint
+    from gateway.endpoint import Endpoint
 
     #: The sockets of one worker.
     Sockets = dict[Endpoint, list[socket.socket]]

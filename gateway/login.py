@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from gateway import events
 from gateway.decision import Accept, Defer, Disconnect, Reject
+from gateway.events import about
 from gateway.hookspecs import Stages
-from gateway.reception import about
 
 if TYPE_CHECKING:
     from collections.abc import Callable

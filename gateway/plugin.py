@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from gateway.agency import Agency
     from gateway.chain import Chain
     from gateway.counters import Counters
     from gateway.envelope import Entry, Session
@@ -95,6 +96,8 @@ class Services:
     clock: Clock
     dns: Dns
     counters: Counters
+    #: Who becomes other users for us; None when nobody can.
+    agency: Agency | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gateway import events
 from gateway.counters import Counters
 from gateway.errors import GatewayError
-from gateway.handover import SUBMIT
+from gateway.handover import AGENT, SUBMIT
 from gateway.listeners import close_sockets
 from gateway.process import Process
 from gateway.queue.slots import slots_of
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
+    from gateway.agency import Agency
     from gateway.configuration import Configuration
     from gateway.link import Call
     from gateway.listeners import Sockets
@@ -76,7 +77,9 @@ class Pool:
         emit: Callable[[events.Event], None],
         records: Call,
         bind: Bind,
+        agency: Agency | None = None,
     ) -> None:
+        self._agency = agency
         self.configuration = configuration
         self.generation = 1
         self.seats = [Seat(number, share) for number, share in enumerate(shares)]
@@ -198,6 +201,8 @@ class Pool:
     async def _begin(self, seat: Seat, process: Process) -> dict[str, Any]:
         await process.hand(seat.sockets)
         await process.hand_one(SUBMIT, [self._submit])
+        if self._agency is not None:
+            await process.hand_one(AGENT, [self._agency.door])
         said: dict[str, Any] = await process.link.call(
             "start", number=seat.number, count=len(self.seats), configuration=_handed(self.configuration)
         )

@@ -15,6 +15,7 @@ from gateway.chain import FAULT
 from gateway.decision import Accept, Defer, Discard, Disconnect, Hold, Reject
 from gateway.envelope import Entry, EntryRecipient, Recipient, Session, Transaction, new_id
 from gateway.errors import QueueError, QueueFull
+from gateway.events import about
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
 from gateway.message import FileBody, Memory, Spool
@@ -296,28 +297,26 @@ class Reception:
         return task
 
     def _give_back(self, session: Session) -> None:
-        for slot in self._slots.pop(session.id, ()):
-            self._spawn(self.counters.give(slot))
+        if slots := self._slots.pop(session.id, ()):
+            self._spawn(self.counters.give_each(slots))
 
     async def _over(self, session: Session) -> Defer | None:
         """Take a slot of each limit on sessions; what is taken goes back at `disconnect`."""
-        limits = self._limits()
-        slots = self._slots.setdefault(session.id, [])
-        for name, key, limit in (
-            ("sessions_per_client", f"sessions/{session.client.ip}", limits.sessions_per_client),
-            ("sessions_per_network", f"sessions/{network(session.client.ip)}", limits.sessions_per_network),
-            ("sessions", "sessions", limits.sessions),
-        ):
-            if key == "sessions/":
-                # Loopback, or a unix socket.
-                continue
-            if not await self.counters.take(key, limit):
-                decision = Defer("4.7.0", "too many connections, try again later", reason=name)
-                told = {**about(session), **why(decision)}
-                self._emit(session, events.LimitExceeded(**told, limit=name, allowed=limit))
-                return decision
-            slots.append(key)
-        return None
+        limits, ip = self._limits(), session.client.ip
+        wanted = {"sessions": limits.sessions}
+        names = {"sessions": "sessions"}
+        for name, of in (("sessions_per_client", ip), ("sessions_per_network", network(ip))):
+            # Neither loopback nor a unix socket is a network.
+            if of:
+                names[f"sessions/{of}"], wanted[f"sessions/{of}"] = name, getattr(limits, name)
+        over = await self.counters.take_each(wanted)
+        if not over:
+            self._slots[session.id] = list(wanted)
+            return None
+        decision = Defer("4.7.0", "too many connections, try again later", reason=names[over])
+        told = {**about(session), **why(decision)}
+        self._emit(session, events.LimitExceeded(**told, limit=names[over], allowed=wanted[over]))
+        return decision
 
     async def _commit(self, chain: Chain, entry: Entry, transaction: Transaction) -> Decision:
         try:
@@ -401,18 +400,6 @@ def drop(message: Message) -> None:
     """Remove the file of a body that no queue has taken over."""
     if isinstance(message.body, FileBody):
         message.body.path.unlink(missing_ok=True)
-
-
-def about(session: Session | None) -> dict[str, Any]:
-    """Give the fields that every event of a session has."""
-    if session is None:
-        return {}
-    return {
-        "session": session.id,
-        "client_ip": session.client.ip,
-        "listener": session.listener,
-        "user": session.user,
-    }
 
 
 def why(decision: Reject | Defer | Disconnect) -> dict[str, Any]:

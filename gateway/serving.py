@@ -9,7 +9,7 @@ from gateway import milter, smtp
 from gateway.answering import Answering
 from gateway.errors import ConfigError
 from gateway.login import Login, secret
-from gateway.smtp.tls import Certificates
+from gateway.smtp.tls import Certificates, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,8 @@ class Serving:
 
     def prepare(self, settings: Settings, order: Mapping[str, Sequence[str]]) -> None:
         """Load the certificates, and check that each listener has what it offers. Raises ConfigError."""
-        certificates = Certificates(settings.tls)
+        agency = self._services.agency
+        certificates = Certificates(settings.tls, agency.read if agency else read_file)
         for listener in settings.listeners:
             if (
                 listener.tls in ("required", "implicit")

@@ -15,7 +15,7 @@ from gateway.errors import LinkLost
 from gateway.queue.slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from gateway.link import Call, Link
 
@@ -42,6 +42,18 @@ class SharedCounters(Counters):
     async def give(self, key: str) -> None:
         """Give a slot back."""
         self._link.tell("give", key=key)
+
+    async def take_each(self, wanted: Mapping[str, int]) -> str:
+        """Take a slot of each key, or none; all are taken when this gateway ends."""
+        try:
+            over: str = await self._link.call("take_each", wanted=wanted)
+        except LinkLost:
+            return next(iter(wanted))
+        return over
+
+    async def give_each(self, keys: Sequence[str]) -> None:
+        """Give a slot of each key back."""
+        self._link.tell("give_each", keys=keys)
 
     async def mark(self, key: str, seconds: float, note: str = "") -> None:
         """Set a mark for so many seconds from now."""
@@ -110,6 +122,8 @@ class Ledger:
             "hit": counters.hit,
             "take": self._take,
             "give": self._give,
+            "take_each": self._take_each,
+            "give_each": self._give_each,
             "mark": counters.mark,
             "marked": self._marked,
             "unmark": counters.unmark,
@@ -140,6 +154,16 @@ class Ledger:
             await self._counters.give(key)
         if not self._held[key]:
             del self._held[key]
+
+    async def _take_each(self, wanted: Mapping[str, int]) -> str:
+        over = await self._counters.take_each(wanted)
+        if not over:
+            self._held.update(wanted.keys())
+        return over
+
+    async def _give_each(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            await self._give(key)
 
     async def _marked(self, key: str) -> tuple[Any, ...] | None:
         found = await self._counters.marked(key)

@@ -22,11 +22,12 @@ from gateway.decision import Accept, Defer, Discard, Hold, Reject
 from gateway.drops import addressed, beginning, kept, read, waiting
 from gateway.envelope import Client, Entry, Failure, Recipient, Session, Transaction, new_id
 from gateway.errors import GatewayError
+from gateway.events import about
 from gateway.hookspecs import Stages
 from gateway.qmail import envelope, handover
 from gateway.qmail.place import CONTROL
 from gateway.queue.bounce import plain_bounce
-from gateway.reception import about, why
+from gateway.reception import why
 
 if TYPE_CHECKING:
     from pathlib import Path

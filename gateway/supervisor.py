@@ -1,4 +1,4 @@
-"""The supervisor: sockets while still root, then another user for good; workers, signals, and the end."""
+"""The supervisor: workers, signals, and the end. What needs rights, the agent does for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import pwd
 import resource
 import signal
 import time
@@ -18,7 +17,7 @@ import uvloop
 from gateway import events
 from gateway.configuration import Configuration, make_state
 from gateway.console import Console
-from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.errors import GatewayError
 from gateway.fanout import Fanout
 from gateway.journal import Journal
 from gateway.listeners import close_sockets, share_out
@@ -29,10 +28,9 @@ from gateway.submit import open_socket
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
 
+    from gateway.agency import Agency
     from gateway.listeners import Sockets
-    from gateway.pool import Bind
     from gateway.settings import Listener
 
     #: What runs beside the workers; it is entered before they start.
@@ -45,14 +43,21 @@ async def nothing() -> AsyncIterator[None]:
     yield
 
 
-def run(configuration: Configuration, ready: Callable[[], None], beside: Beside = nothing) -> None:
-    """Serve until SIGTERM or SIGINT. Raises GatewayError when it cannot start; then nothing was started."""
-    shares = share_out(configuration.settings.listeners, configuration.workers)
+def run(
+    configuration: Configuration,
+    ready: Callable[[], None],
+    beside: Beside = nothing,
+    shares: Sequence[Sockets] | None = None,
+    agency: Agency | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT. Raises GatewayError when it cannot start; then nothing was started.
+
+    An agent has opened the sockets: `shares` are those, a share for each worker.
+    """
+    shares = shares or share_out(configuration.settings.listeners, configuration.workers)
     try:
         _allow_all_files()
-        if os.geteuid() == 0:
-            become(configuration.settings.gateway.user, configuration.settings.gateway.state)
-        uvloop.run(serve(configuration, shares, bind, ready, beside))
+        uvloop.run(_serve(configuration, shares, ready, beside, agency))
     finally:
         for share in shares:
             close_sockets(share)
@@ -64,54 +69,21 @@ def _allow_all_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def become(user: str, state: Path) -> None:
-    """Give the state folder to a user and become it for good. Raises ConfigError."""
-    if not user:
-        raise ConfigError("gateway.user: set the user to become: the gateway does not run as root")
-    try:
-        account = pwd.getpwnam(user)
-    except KeyError:
-        raise ConfigError(f"gateway.user: there is no user {user}") from None
-    if account.pw_uid == 0:
-        raise ConfigError("gateway.user: root is what this user must not be")
-    state.mkdir(mode=0o750, parents=True, exist_ok=True)
-    _give(state, account)
-    os.initgroups(user, account.pw_gid)
-    os.setgid(account.pw_gid)
-    os.setuid(account.pw_uid)
-    os.umask(0o027)
-
-
-def _give(state: Path, account: pwd.struct_passwd) -> None:
-    """Hand a state folder over. What another user put there is a person's to sort out."""
-    owner = state.stat().st_uid
-    if owner == account.pw_uid:
-        return
-    if owner != 0 or any(state.iterdir()):
-        raise ConfigError(
-            Problem(f"gateway.state: {state} belongs to uid {owner}: run chown -R {account.pw_name} {state}")
-        )
-    os.chown(state, account.pw_uid, account.pw_gid)
-
-
 async def bind(listeners: Sequence[Listener], workers: int) -> list[Sockets]:
     """Open the sockets of listeners that a reload brings, as ourselves. Raises ListenError."""
     return share_out(listeners, workers)
 
 
-async def serve(
+async def _serve(
     configuration: Configuration,
     shares: Sequence[Sockets],
-    bind: Bind,
     ready: Callable[[], None],
-    beside: Beside = nothing,
+    beside: Beside,
+    agency: Agency | None,
 ) -> None:
-    """Serve by these sockets, a share for each worker, until a signal; `bind` opens those of new listeners.
-
-    Raises GatewayError when it cannot, or cannot any more.
-    """
+    """Serve by these sockets until a signal. Raises GatewayError when it cannot, or cannot any more."""
     async with contextlib.AsyncExitStack() as stack:
-        supervisor = Supervisor(configuration, bind, stack)
+        supervisor = Supervisor(configuration, stack, agency)
         await stack.enter_async_context(beside())
         await supervisor.start(shares)
         supervisor.listen_to_signals()
@@ -122,10 +94,12 @@ async def serve(
 class Supervisor:
     """The process that the workers answer to: it holds what they share, and does no mail itself."""
 
-    def __init__(self, configuration: Configuration, bind: Bind, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self, configuration: Configuration, stack: contextlib.AsyncExitStack, agency: Agency | None
+    ) -> None:
         self._configuration = configuration
-        self._bind = bind
         self._stack = stack
+        self._agency = agency
         self._began = time.time()
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._reloads: set[asyncio.Task[None]] = set()
@@ -140,7 +114,10 @@ class Supervisor:
         self._open_journal(len(shares))
         submit = open_socket(settings.gateway.state, settings.gateway.hostname)
         self._stack.callback(submit.close)
-        self._pool = Pool(self._configuration, shares, submit, self._journal.emit, self._records, self._bind)
+        opens = self._agency.bind if self._agency else bind
+        self._pool = Pool(
+            self._configuration, shares, submit, self._journal.emit, self._records, opens, self._agency
+        )
         await self._pool.start()
         fanout = Fanout(self._pool, self._journal.folder, self._reload)
         console = Console(fanout.find)

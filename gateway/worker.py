@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Mapping, Sequence
 
+    from gateway.endpoint import Endpoint
     from gateway.journal import Output
     from gateway.loader import Generation
     from gateway.queue import Queue
     from gateway.queue.slots import Slots
-    from gateway.settings.units import Endpoint
     from gateway.smtp.server.accepting import Acceptor
 
 #: Seconds between two looks at whether a retired chain has sessions.

@@ -19,9 +19,9 @@ PLUGINS = ROOT / "plugins"
 DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
-    "errors faultpoint decision address message envelope events interfaces cdb controls passwords settings journal log "
-    "services counters link hookspecs when plugin accounts deadline chain isolation loader "
-    "configuration routing queue sharing smtp milter reception login answering serving listeners operations archiving qmail "
+    "errors endpoint faultpoint decision address message envelope events interfaces cdb controls passwords settings journal log "
+    "services counters link hookspecs when plugin accounts deadline chain isolation agency loader "
+    "configuration plan delivering routing queue sharing smtp milter reception login answering serving listeners privilege agent operations archiving qmail "
     "drops submit backups worker calls console handover watchdog process child pool fanout supervisor testing commands"
 ).split()
 PURE = [
@@ -71,6 +71,7 @@ LONG = {
     "gateway/envelope.py": "all that mail is while it moves, beside each other",
     "gateway/events.py": "the vocabulary: one class an event, to be read in one place",
     "gateway/worker.py": "the composition of a process, start to stop",
+    "gateway/pool.py": "the life of all workers, start to stop",
     "gateway/reception.py": "every stage of reception, in mail order",
     "gateway/chain.py": "the walk, and what it counts",
     "gateway/queue/store.py": "the contract of every store, in one place",

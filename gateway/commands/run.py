@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,9 +15,11 @@ from gateway.commands.common import conf_option, configuration_folder
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import socket
+    from collections.abc import AsyncIterator, Sequence
 
     from gateway.configuration import Configuration
+    from gateway.listeners import Sockets
 
 SINK = ("127.0.0.1", 2526)
 _ACCOUNTS = ("abc", "xyz")
@@ -33,14 +36,41 @@ Examples:
 @click.option("--demo", is_flag=True, help="Run the shipped demo on loopback, with its state under ./var.")
 def run(conf: Path | None, demo: bool) -> None:
     """Serve mail in the foreground until SIGTERM; SIGHUP reloads."""
-    from gateway.supervisor import nothing
-    from gateway.supervisor import run as serve
+    folder = demo_folder() if demo else configuration_folder(conf)
+    base = Path.cwd() if demo else None
+    if os.geteuid() == 0:
+        from gateway import agent
+
+        serve = functools.partial(_serve, folder, base, demo=demo)
+        sys.exit(agent.run(folder, lambda: _plan(folder, base), serve))
+    _serve(folder, base, demo=demo)
+
+
+def _plan(folder: Path, base: Path | None) -> dict[str, Any]:
+    """Read the configuration for the agent; this runs in a process without rights."""
+    from gateway import plan
     from gateway.configuration import Configuration
 
-    folder = demo_folder() if demo else configuration_folder(conf)
-    configuration = Configuration.load(folder, Path.cwd() if demo else None)
-    beside = (lambda: _demo_world(configuration)) if demo else nothing
-    serve(configuration, lambda: _say_ready(configuration, demo=demo), beside)
+    return plan.make(Configuration.load(folder, base))
+
+
+def _serve(
+    folder: Path,
+    base: Path | None,
+    shares: Sequence[Sockets] | None = None,
+    door: socket.socket | None = None,
+    *,
+    demo: bool,
+) -> None:
+    """Serve as the user that we are; an agent has opened the sockets, and `door` is the way to it."""
+    from gateway import supervisor
+    from gateway.agency import Agency
+    from gateway.configuration import Configuration
+
+    configuration = Configuration.load(folder, base)
+    beside = (lambda: _demo_world(configuration)) if demo else supervisor.nothing
+    agency = Agency(door) if door else None
+    supervisor.run(configuration, lambda: _say_ready(configuration, demo=demo), beside, shares, agency)
 
 
 def demo_folder() -> Path:

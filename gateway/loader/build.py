@@ -12,6 +12,7 @@ import types
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from gateway.agency import AS_ACCOUNT
 from gateway.chain import Chain
 from gateway.errors import Place, PluginError, Problem
 from gateway.hookspecs import SPECS
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from gateway.agency import Agency
+    from gateway.chain import Step
     from gateway.events import Event
     from gateway.loader.find import Found
     from gateway.plugin import Services, Site
@@ -203,6 +206,8 @@ class Loader:
 
     def _generation(self, running: dict[str, Running], tree: Tree) -> Generation:
         steps = steps_of(running, tree)
+        if self._services.agency is not None:
+            _as_accounts(steps, running, self._services.agency)
         for name in ("open_queue", "route", "deliver"):
             if not steps[name]:
                 raise PluginError(
@@ -216,6 +221,15 @@ class Loader:
         for name, spec in SPECS.items():
             why |= reasons(spec, stems[name], running, tree)
         return Generation(self._numbers, chain, running, stems, why)
+
+
+def _as_accounts(steps: Mapping[str, list[Step]], running: Mapping[str, Running], agency: Agency) -> None:
+    """Have what belongs to an account done as that account."""
+    for stage in ("deliver", "exists"):
+        steps[stage][:] = [
+            agency.bound(step, running[step.plugin].instance, stage) if step.plugin in AS_ACCOUNT else step
+            for step in steps[stage]
+        ]
 
 
 def _apart(plugin: Running, tree: Tree, site: Site) -> Threads | Process | None:

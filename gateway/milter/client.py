@@ -24,10 +24,10 @@ from gateway.milter.wire import ANSWERS, LARGEST, MACRO_STAGES, Decoder, data_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from gateway.endpoint import Endpoint
     from gateway.envelope import Recipient
     from gateway.milter.packets import Answer, Packet
     from gateway.milter.verdict import Mail
-    from gateway.settings.units import Endpoint
 
     #: Command -> the macros that go with it.
     MacrosOf = Mapping[type[Packet], Mapping[bytes, bytes]]

@@ -93,5 +93,7 @@ def slots_of(settings: Callable[[], Settings]) -> dict[str, Slots]:
     """Make the slots of both channels, as `queue.concurrency` bounds them at any moment."""
     return {
         "local": Slots(lambda: settings().concurrency.local, lambda: settings().concurrency.per_destination),
-        "remote": Slots(lambda: settings().concurrency.remote, lambda: settings().concurrency.per_destination),
+        "remote": Slots(
+            lambda: settings().concurrency.remote, lambda: settings().concurrency.per_destination
+        ),
     }

@@ -86,6 +86,11 @@ class Tree:
         node = self._root.child(name)
         return Tree(Node({name: node} if node else {}, self._root.place), self.base, {})
 
+    def plain(self, name: str) -> Any:
+        """Give one section as plain dicts, lists and scalars; None when it is absent or empty."""
+        node = self._root.child(name)
+        return node.plain() if node else None
+
     def section(self, name: str, model: type[M], context: Mapping[str, Any] | None = None) -> M:
         """Validate one section; one that is absent or empty has the defaults. Raises ConfigError."""
         node = self._root.child(name)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
 
+from gateway.endpoint import Endpoint
+
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -75,34 +77,6 @@ class Often:
     def __str__(self) -> str:
         unit = next(unit for unit, seconds in _SECONDS.items() if seconds == self.window)
         return f"{self.limit}/{unit}"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A place to listen at or connect to: `host:port`, `*:25`, `[::1]:25`, `unix:/path`."""
-
-    host: str
-    port: int = 0
-    path: str = ""
-
-    @classmethod
-    def parse(cls, text: Any) -> Endpoint:
-        """Read the written form. Raises ValueError."""
-        if isinstance(text, Endpoint):
-            return text
-        if str(text).startswith("unix:/"):
-            return cls("", 0, str(text)[len("unix:") :])
-        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", str(text))
-        if not match or int(match[3]) > 65535:  # noqa: PLR2004
-            raise ValueError("write an address as host:port, *:25, [::1]:25 or unix:/path")
-        if match[1]:
-            ipaddress.IPv6Address(match[1])
-        return cls(match[1] or match[2], int(match[3]))
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_network(value: Any) -> Network:

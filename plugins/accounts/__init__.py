@@ -15,68 +15,18 @@ the extension `joe-tag`.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from gateway import (
-    Account,
-    ConfigError,
-    GatewayError,
-    Place,
-    Plugin,
-    Problem,
-    Section,
-    controls,
-    hookimpl,
-)
+from gateway import Account, ConfigError, GatewayError, Place, Plugin, Problem, accounts, controls, hookimpl
 
 from .alias import as_alias, make_alias
-from .assign import AssignError, Assignments, parse_assign
-from .passwd import find_user
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway import Context
 
-BreakCharacter = Annotated[str, Field(min_length=1, max_length=1)]
-
-
-class Home(BaseModel):
-    """An account that is no system user."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    #: Where its `.qmail` files and Maildirs are; a relative path starts at the folder that holds `conf.d`.
-    home: str
-    #: Who its programs run as and its files belong to; default: the owner of the home.
-    uid: int | None = Field(default=None, ge=0)
-    #: The same for the group; default: the group of the home.
-    gid: int | None = Field(default=None, ge=0)
-
-
-class VirtualAccount(Home):
-    """An account that virtual domains are given to."""
-
-    #: Separates an extension from a name in what senders write.
-    separator: BreakCharacter = Field(default="-", alias="break")
-
-
-class Settings(Section):
-    """Where accounts come from."""
-
-    #: Users of this machine have mail, if their home is theirs; never root.
-    system: bool = False
-    #: Separates a system user's name from an extension: `joe-tag`.
-    separator: BreakCharacter = Field(default="-", alias="break")
-    #: Gets every local part that nobody else has, whole, as its extension; unless given, `alias` in the state
-    #: folder.
-    alias: Home | None = None
-    #: qmail's users/assign, or the users/cdb that qmail-newu makes of it; seen anew when it changes.
-    assign: str = ""
-    #: Name -> account.
-    virtual: dict[str, VirtualAccount] = {}
+Settings = accounts.Settings
 
 
 class Accounts(Plugin[Settings]):
@@ -84,7 +34,7 @@ class Accounts(Plugin[Settings]):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._assign: controls.ControlFile[Assignments] | None = None
+        self._assign: controls.ControlFile[accounts.Assignments] | None = None
         if self.settings.assign:
             path = self.site.base / self.settings.assign
             self._assign = self._open(path)
@@ -104,13 +54,13 @@ class Accounts(Plugin[Settings]):
             return found
         if self.settings.system:
             # A directory service may take its time.
-            found = await asyncio.to_thread(find_user, local_part, self.settings.separator)
+            found = await asyncio.to_thread(accounts.find_user, local_part, self.settings.separator)
             if found:
                 return found
         home = self.site.state / "alias"
         if self.settings.alias is None and not home.is_dir():
             return None  # no gateway has run here yet, so `check` asks
-        alias = self.settings.alias or Home(home=str(home))
+        alias = self.settings.alias or accounts.Home(home=str(home))
         dash, ext = as_alias(local_part, self.settings.separator)
         return self._account("alias", alias, dash, ext, f"{self.place('alias') or 'accounts'}")
 
@@ -127,7 +77,7 @@ class Accounts(Plugin[Settings]):
             )
         return None
 
-    def _account(self, name: str, account: Home, dash: str, ext: str, rule: str) -> Account:
+    def _account(self, name: str, account: accounts.Home, dash: str, ext: str, rule: str) -> Account:
         home = self.site.base / account.home
         uid, gid = account.uid, account.gid
         if uid is None or gid is None:
@@ -139,8 +89,8 @@ class Accounts(Plugin[Settings]):
             gid = owner.st_gid if gid is None else gid
         return Account(name, uid, gid, str(home), dash, ext, rule)
 
-    def _open(self, path: Path) -> controls.ControlFile[Assignments]:
+    def _open(self, path: Path) -> controls.ControlFile[accounts.Assignments]:
         try:
-            return controls.ControlFile(path, parse_assign, "accounts.assign", self.place("assign"))
-        except AssignError as error:
+            return controls.ControlFile(path, accounts.parse_assign, "accounts.assign", self.place("assign"))
+        except accounts.AssignError as error:
             raise ConfigError(Problem(str(error), Place(str(path), error.line))) from error

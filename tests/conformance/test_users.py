@@ -7,6 +7,7 @@ import pwd
 import pytest
 import vectors
 
+from gateway.accounts import assign, passwd
 from gateway.qmail.options import OptionError, options
 from gateway.qmail.pw2u import Users, assigned
 
@@ -39,7 +40,6 @@ def owner_of(rows):
 def system_account(local):
     """Give (user, uid, gid, home, dash, ext) by the rules for system users, alias last."""
     rows = table()
-    passwd = vectors.plugin_module("accounts", "passwd")
     found = passwd.find_user(local, "-", look_up(rows), owner_of(rows))
     if found is None:
         alias = rows[ALIAS]
@@ -57,7 +57,6 @@ def lspawn(case):
     found = {"newu_exit": 0} if case["input"]["assign"] is not None else {}
     local, at, host = vectors.text(case["input"]["recipient"]).rpartition("@")
     account = None
-    assign = vectors.plugin_module("accounts", "assign")
     if case["input"]["assign"] is not None:
         try:
             one = assign.parse_assign(vectors.text(case["input"]["assign"])).find(local)

@@ -3,9 +3,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from gateway.endpoint import Endpoint
 from gateway.errors import ListenError
 from gateway.listeners import close_sockets, open_sockets, share_out
-from gateway.settings.units import Endpoint
 
 
 @dataclass

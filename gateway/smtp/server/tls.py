@@ -6,7 +6,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 from gateway import events
-from gateway.reception import about
+from gateway.events import about
 from gateway.smtp import reply as replies
 from gateway.smtp.parameters import Refused
 from gateway.smtp.server.frame import Gone

@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway import Account, controls, lower
+from gateway import controls
+from gateway.address import lower
+from gateway.envelope import Account
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,7 +7,8 @@ import os
 import pwd
 from typing import TYPE_CHECKING
 
-from gateway import Account, lower
+from gateway.address import lower
+from gateway.envelope import Account
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

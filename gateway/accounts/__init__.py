@@ -1,0 +1,33 @@
+"""The door of the accounts of a machine: users/assign, passwd, what is configured. Lazy, as others are."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gateway.accounts.assign import AssignError as AssignError
+    from gateway.accounts.assign import Assignments as Assignments
+    from gateway.accounts.assign import parse_assign as parse_assign
+    from gateway.accounts.passwd import find_user as find_user
+    from gateway.accounts.settings import Home as Home
+    from gateway.accounts.settings import Settings as Settings
+
+#: name -> the module it lives in.
+_HOME = {
+    "AssignError": "assign",
+    "Assignments": "assign",
+    "Home": "settings",
+    "Settings": "settings",
+    "find_user": "passwd",
+    "parse_assign": "assign",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

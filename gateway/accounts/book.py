@@ -1,0 +1,105 @@
+"""The accounts that root may become, by name: what the configuration lists, users/assign, passwd.
+
+A name that is in several has what the first says. uid 0 and the gateway's own are in none.
+"""
+
+from __future__ import annotations
+
+import pwd
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway.accounts.assign import Assignments, parse_assign
+from gateway.errors import AgentError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from gateway.envelope import Account
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One account."""
+
+    user: str
+    uid: int
+    gid: int
+    home: str
+    #: Its groups are those of the system's user of this name.
+    system: bool = False
+
+
+class Book:
+    """`plan` is what `gateway.plan` says of accounts: virtual, assign, system, floor, alias."""
+
+    def __init__(self, plan: Mapping[str, Any], own_uid: int) -> None:
+        self._plan = plan
+        self._own = own_uid
+        self._assign: tuple[tuple[int, ...], Assignments] | None = None
+
+    def find(self, name: str, home: str) -> Listed:
+        """Give an account whose home is this one, or holds it. Raises AgentError for what is not listed."""
+        for found in self._all(name):
+            if not _within(home, found.home):
+                continue
+            if found.uid in (0, self._own):
+                raise AgentError(f"{name}: nothing is delivered as uid {found.uid}")
+            return found
+        raise AgentError(f"{name}: no account of that name has the home {home}")
+
+    def _all(self, name: str) -> Iterator[Listed]:
+        listed = [self._plan["virtual"].get(name), self._plan["alias"] if name == "alias" else None]
+        for home, uid, gid in filter(None, listed):
+            yield _owned(name, home, uid, gid)
+        for one in self._assigned(name):
+            yield Listed(name, one.uid, one.gid, one.home)
+        if self._plan["system"]:
+            yield from self._user(name)
+
+    def _user(self, name: str) -> Iterator[Listed]:
+        try:
+            found = pwd.getpwnam(name)
+        except (KeyError, ValueError):
+            return
+        if found.pw_uid < self._plan["floor"]:
+            raise AgentError(f"{name}: uid {found.pw_uid} is below accounts.floor, {self._plan['floor']}")
+        if Path(found.pw_dir).stat().st_uid == found.pw_uid:
+            yield Listed(found.pw_name, found.pw_uid, found.pw_gid, found.pw_dir, system=True)
+
+    def _assigned(self, name: str) -> Iterator[Account]:
+        path = self._plan["assign"]
+        if not path:
+            return
+        status = _trusted(path)
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._assign is None or self._assign[0] != seen:
+            text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
+            self._assign = seen, parse_assign(text, path)
+        lines = self._assign[1]
+        yield from (one for one in (*lines.exact.values(), *lines.prefixes.values()) if one.user == name)
+
+
+def _owned(name: str, home: str, uid: int | None, gid: int | None) -> Listed:
+    """Fill in the owner of a home, where the configuration gives none."""
+    if uid is None or gid is None:
+        owner = Path(home).stat()
+        uid, gid = owner.st_uid if uid is None else uid, owner.st_gid if gid is None else gid
+    return Listed(name, uid, gid, home)
+
+
+def _trusted(path: str) -> os.stat_result:
+    """Look at a file that says whom root may become. Raises AgentError when others may write it."""
+    status = Path(path).stat()
+    if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise AgentError(f"{path}: it must belong to root, and nobody else may write it")
+    return status
+
+
+def _within(home: str, listed: str) -> bool:
+    """Whether a home is the listed one, or a folder in it."""
+    parts = Path(home).parts
+    return ".." not in parts and parts[: len(Path(listed).parts)] == Path(listed).parts

@@ -1,0 +1,254 @@
+"""A worker's side of the agent: deliveries as other users, files of TLS, sockets of new listeners.
+
+What comes back from a child is the account's own word, not ours: it is read as data of a known shape, and
+names no file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gateway.address import Address
+from gateway.endpoint import Endpoint
+from gateway.envelope import Account, Birth, Outcome
+from gateway.errors import AgentError, GatewayError
+from gateway.hookspecs import Stages
+from gateway.isolation.values import pack
+from gateway.message import FileBody, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from gateway.chain import Step
+    from gateway.envelope import Delivery, EntryRecipient, Recipient
+    from gateway.listeners import Sockets
+    from gateway.plugin import Plugin
+    from gateway.settings import Listener
+
+#: The plugins that deliver as the account that a recipient belongs to.
+AS_ACCOUNT = ("dot_qmail",)
+#: The longest request, and the longest answer, without a body that stays the same.
+LONGEST = 128 * 1024 * 1024
+#: A file that the agent reads for us.
+_LONGEST_FILE = 1024 * 1024
+#: The agent answers at once; children that deliver have limits of their own.
+_WAIT = 30.0
+_MOST_FILES = 253
+_BUSY = 0.05
+_RESULTS = ("delivered", "deferred", "failed")
+
+
+class Agency:
+    """Asks the agent over the socket that the supervisor has inherited."""
+
+    def __init__(self, door: socket.socket) -> None:
+        #: The way to the agent, which all processes of the gateway share.
+        self.door = door
+        self.uid = os.geteuid()
+
+    def bound(self, step: Step, plugin: Plugin[Any], stage: str) -> Step:
+        """Give the step of a plugin at `deliver` or `exists` that works as the account of the recipient."""
+        return replace(step, call=_AsAccount(self, plugin, step.call).at(stage))
+
+    def read(self, path: Path) -> bytes:
+        """Have root open a file of TLS. Raises OSError."""
+        said, files = self._ask_now({"do": "read", "path": str(path)})
+        if not files:
+            raise PermissionError(13, said.get("error", "the agent did not answer"), str(path))
+        with os.fdopen(files[0], "rb") as file:
+            return file.read(_LONGEST_FILE)
+
+    async def bind(self, listeners: Sequence[Listener], workers: int) -> list[Sockets]:
+        """Have the configuration read by root's reader, and these of its listeners opened.
+
+        Raises AgentError with what is wrong with it.
+        """
+        wanted = [str(one.address) for one in listeners]
+        said, files = await asyncio.to_thread(self._ask_now, {"do": "reload", "bind": wanted})
+        if "error" in said:
+            raise AgentError(said["error"])
+        shares: list[Sockets] = []
+        for counts in said["bound"]:
+            share: Sockets = {}
+            for address, count in counts:
+                taken, files = files[:count], files[count:]
+                share[Endpoint.parse(address)] = [socket.socket(fileno=one) for one in taken]
+            shares.append(share)
+        return shares or [{} for _ in range(workers)]
+
+    async def ask(self, account: Account, request: dict[str, Any], body: FileBody | None) -> dict[str, Any]:
+        """Have the child of an account do something; to be cancelled is to hang up. Raises AgentError."""
+        ours, theirs = socket.socketpair()
+        with contextlib.ExitStack() as stack:
+            stack.callback(theirs.close)
+            files = [_in_memory(json.dumps(request).encode())]
+            stack.callback(os.close, files[0])
+            if body is not None:
+                files.append(os.open(body.path, os.O_RDONLY | os.O_CLOEXEC))
+                stack.callback(os.close, files[1])
+            await self._send(
+                {"do": "account", "account": account.user, "home": account.home}, [*files, theirs.fileno()]
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LONGEST)
+        try:
+            said = await _all(reader)
+        finally:
+            writer.close()
+        if "error" in said:
+            raise AgentError(f"as {account.user}: {said['error']}")
+        return said
+
+    async def _send(self, asked: dict[str, Any], files: Sequence[int]) -> None:
+        data = json.dumps(asked).encode()
+        async with asyncio.timeout(_WAIT):
+            while True:
+                try:
+                    socket.send_fds(self.door, [data], files, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                except BlockingIOError:
+                    await asyncio.sleep(_BUSY)
+                except OSError as error:
+                    raise AgentError(f"the agent is gone: {error.strerror}") from error
+                else:
+                    return
+
+    def _ask_now(self, asked: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        """Ask what is answered at once. Raises AgentError."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                socket.send_fds(self.door, [json.dumps(asked).encode()], [theirs.fileno()])
+            ours.settimeout(_WAIT)
+            try:
+                data, files, _, _ = socket.recv_fds(ours, _LONGEST_FILE, _MOST_FILES, socket.MSG_CMSG_CLOEXEC)
+            except OSError as error:
+                raise AgentError(f"the agent does not answer: {error.strerror or error}") from error
+        return (json.loads(data) if data else {"error": "the agent hung up"}), list(files)
+
+
+class _AsAccount:
+    """One plugin's `deliver` and `exists`, as the account of each recipient."""
+
+    def __init__(self, agency: Agency, plugin: Plugin[Any], call: Callable[..., Any]) -> None:
+        self._agency = agency
+        self._plugin = plugin
+        self._call = call
+
+    def at(self, stage: str) -> Callable[..., Any]:
+        """Give the call of a stage."""
+        return self._deliver if stage == "deliver" else self._exists
+
+    async def _deliver(self, delivery: Delivery) -> list[Outcome]:
+        return [await self._deliver_one(delivery, one) for one in delivery.recipients]
+
+    async def _deliver_one(self, delivery: Delivery, one: EntryRecipient) -> Outcome:
+        sent = replace(delivery, recipients=(one,))
+        account = await self._account(one.recipient)
+        if account is None:
+            outcome: Outcome = (await self._inline(sent))[0]
+            return outcome
+        message = delivery.entry.message
+        body = message.body if isinstance(message.body, FileBody) else None
+        entry = replace(delivery.entry, message=Message(message.header, b"" if body else message.body))
+        request = self._request("deliver", account, replace(sent, entry=entry))
+        try:
+            return outcome_of(await self._agency.ask(account, request, body), one.number, message)
+        except AgentError as error:
+            return Outcome(one.number, "deferred", f"{error}", "4.3.0")
+
+    async def _exists(self, recipient: Recipient) -> bool:
+        account = await self._account(recipient)
+        if account is None:
+            found: bool = await self._inline(recipient)
+            return found
+        said = await self._agency.ask(account, self._request("exists", account, recipient), None)
+        return said["value"] is not False
+
+    async def _inline(self, subject: Any) -> Any:
+        said = self._call(subject)
+        return await said if hasattr(said, "__await__") else said
+
+    async def _account(self, recipient: Recipient) -> Account | None:
+        """Give the account to become; None when it is ours, or nobody's, so that the plugin says so here."""
+        local, _, host = recipient.address.rpartition("@")
+        answer = await self._plugin.chain.ask(Stages.account, local, host)
+        account: Account | None = None if answer.failed else answer.value
+        return None if account is None or account.uid == self._agency.uid else account
+
+    def _request(self, stage: str, account: Account, subject: Any) -> dict[str, Any]:
+        stem = self._plugin.stem
+        return {"stage": stage, "plugin": stem, "account": pack(account), "subject": pack(subject, stem)}
+
+
+def answer_of(outcomes: Sequence[Outcome], message: Message) -> dict[str, Any]:
+    """Write what a child answers to `deliver`: one outcome, and its births with bodies that differ."""
+    (outcome,) = outcomes
+    births = [
+        {
+            "sender": one.sender,
+            "recipients": list(one.recipients),
+            "origin": one.origin,
+            "header": base64.b64encode(one.message.header).decode(),
+            "body": None if one.message.body is message.body else _encoded(one.message),
+        }
+        for one in outcome.births
+    ]
+    return {"result": outcome.result, "text": outcome.text, "status": outcome.status, "births": births}
+
+
+def outcome_of(said: dict[str, Any], number: int, message: Message) -> Outcome:
+    """Read what `answer_of` writes. Raises AgentError for anything else."""
+    try:
+        if said["result"] not in _RESULTS:
+            raise AgentError(f"there is no result {said['result']}")
+        births = tuple(
+            Birth(
+                Address(str(one["sender"])),
+                tuple(Address(str(each)) for each in one["recipients"]),
+                Message(
+                    base64.b64decode(one["header"], validate=True),
+                    message.body if one["body"] is None else base64.b64decode(one["body"], validate=True),
+                ),
+                "list" if one["origin"] == "list" else "forward",
+            )
+            for one in said["births"]
+        )
+        return Outcome(number, said["result"], str(said["text"]), str(said["status"]), births=births)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise AgentError(f"its answer is not understood: {error!r}") from error
+    except GatewayError as error:
+        raise AgentError(str(error)) from error
+
+
+def _encoded(message: Message) -> str:
+    return base64.b64encode(b"".join(message.chunks())[len(message.header) :]).decode()
+
+
+def _in_memory(data: bytes) -> int:
+    number = os.memfd_create("request")
+    with os.fdopen(os.dup(number), "wb") as file:
+        file.write(data)
+    return number
+
+
+async def _all(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """Read an answer to its end. Raises AgentError."""
+    data = bytearray()
+    while block := await reader.read(1024 * 1024):
+        data += block
+        if len(data) > LONGEST:
+            raise AgentError("its answer is too long")
+    try:
+        said = json.loads(data)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise AgentError("it ended without an answer")
+    return said

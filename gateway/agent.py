@@ -1,0 +1,283 @@
+"""The agent: the only code that ever runs as root. It reads no YAML and no mail, and runs no plugin.
+
+It binds the listed addresses, starts the supervisor as `gateway.user`, and from then on answers three
+requests that workers send over one inherited socket:
+
+  account   hand this request to the child that has become a listed account (it delivers, or looks whether
+            a `.qmail` file takes an address); what it does there is up to the account's own files
+  read      open a file of TLS that the configuration names
+  reload    read the configuration again, by a reader without rights; bind what it lists anew
+
+A request is a datagram with open files; the last of them is where its answer goes. What a request may say is
+little, so a worker that was taken over gains little: it can have listed accounts do what their files ask for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import stat
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gateway.accounts.book import Book
+from gateway.endpoint import Endpoint
+from gateway.errors import AgentError, GatewayError
+from gateway.listeners import close_sockets, share_out
+from gateway.privilege import become, give_state, read, user_of
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gateway.accounts.book import Listed
+    from gateway.listeners import Sockets
+    from gateway.privilege import Plan
+
+    #: Serves as the supervisor, in a process of its own that has become `gateway.user`.
+    Serve = Callable[[Sequence[Sockets], socket.socket], None]
+
+_LONGEST_REQUEST = 4096
+#: Files that come with a request, and that go with an answer.
+_MOST_FILES = 253
+#: A child that has been asked nothing for so many seconds is let go.
+_IDLE = 60.0
+#: Accounts that have a child at one time; the one that was asked longest ago makes room.
+_CHILDREN = 200
+#: The number of a child's way to the agent.
+_WAY = 3
+_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+
+
+class Bound(NamedTuple):
+    """A listener, as far as it is bound."""
+
+    name: str
+    address: Endpoint
+
+
+@dataclass(slots=True)
+class Child:
+    """The process of one account."""
+
+    pid: int
+    way: socket.socket
+    asked: float = field(default_factory=time.monotonic)
+
+
+def run(conf: Path, plan: Plan, serve: Serve) -> int:
+    """Be the agent until the supervisor has ended; gives its exit code. Raises GatewayError."""
+    made = read(conf, plan)
+    account = user_of(made)
+    shares = share_out(_listeners(made), made["workers"])
+    try:
+        give_state(Path(made["state"]), account)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        agent = Agent(conf, plan, made, account, ours)
+        for one in agent.signals():
+            signal.signal(one, agent.forward)
+        agent.supervisor = os.fork()
+        if not agent.supervisor:
+            ours.close()
+            _supervise(account, lambda: serve(shares, theirs))
+        theirs.close()
+        return agent.serve()
+    finally:
+        for share in shares:
+            close_sockets(share)
+
+
+def _supervise(account: pwd.struct_passwd, serve: Callable[[], None]) -> None:
+    """Become the gateway's user and serve; does not return."""
+    code = 1
+    try:
+        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(one, signal.SIG_DFL)
+        become(account.pw_uid, account.pw_gid, account.pw_name)
+        os.umask(0o027)
+        serve()
+        code = 0
+    except GatewayError as error:
+        sys.stderr.write(f"{error}\n")
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _listeners(plan: Mapping[str, Any]) -> list[Bound]:
+    return [Bound(name, Endpoint.parse(address)) for name, address in plan["listeners"]]
+
+
+class Agent:
+    """Answers workers; ends with the supervisor."""
+
+    def __init__(
+        self, conf: Path, plan: Plan, made: dict[str, Any], account: pwd.struct_passwd, door: socket.socket
+    ) -> None:
+        self.supervisor = 0
+        self._conf = conf
+        self._plan = plan
+        self._made = made
+        self._uid = account.pw_uid
+        self._door = door
+        self._book = Book(made["accounts"], self._uid)
+        self._children: dict[Listed, Child] = {}
+
+    def signals(self) -> tuple[signal.Signals, ...]:
+        """Name the signals that are the supervisor's."""
+        return signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+
+    def forward(self, number: int, _: object) -> None:
+        """Hand a signal on."""
+        if self.supervisor:
+            os.kill(self.supervisor, number)
+
+    def serve(self) -> int:
+        """Answer until the supervisor has ended; gives its exit code."""
+        ending = os.pidfd_open(self.supervisor)
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._door, selectors.EVENT_READ)
+            ready.register(ending, selectors.EVENT_READ)
+            while True:
+                found = {key.fd for key, _ in ready.select(_IDLE / 2)}
+                if ending in found:
+                    break
+                if self._door.fileno() in found:
+                    self._take()
+                self._tidy()
+        for child in self._children.values():
+            child.way.close()
+        _, status = os.waitpid(self.supervisor, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def _take(self) -> None:
+        """Take one request; whatever is wrong with it is its answer."""
+        data, files, _, _ = socket.recv_fds(
+            self._door, _LONGEST_REQUEST, _MOST_FILES, socket.MSG_CMSG_CLOEXEC
+        )
+        try:
+            if not files:
+                return
+            try:
+                self._do(json.loads(data), data, files)
+            except (GatewayError, OSError, ValueError, LookupError, TypeError) as error:
+                _answer(files[-1], {"error": f"{error}" if str(error) else repr(error)})
+        finally:
+            for one in files:
+                os.close(one)
+
+    def _do(self, asked: dict[str, Any], data: bytes, files: Sequence[int]) -> None:
+        what = asked["do"]
+        if what == "account":
+            self._hand_on(self._book.find(str(asked["account"]), str(asked["home"])), data, files)
+        elif what == "read":
+            self._read(str(asked["path"]), files[-1])
+        elif what == "reload":
+            self._reload([str(one) for one in asked["bind"]], files[-1])
+        else:
+            raise AgentError(f"there is no request {what}")
+
+    def _hand_on(self, account: Listed, data: bytes, files: Sequence[int]) -> None:
+        child = self._children.get(account) or self._start(account)
+        child.asked = time.monotonic()
+        try:
+            socket.send_fds(child.way, [data], files, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            raise AgentError(f"{account.user}: too much waits for this account") from None
+        except OSError:
+            self._let_go(account)
+            raise AgentError(f"{account.user}: the child of this account has ended") from None
+
+    def _start(self, account: Listed) -> Child:
+        """Become an account in a child of its own."""
+        if len(self._children) >= _CHILDREN:
+            self._let_go(min(self._children, key=lambda one: self._children[one].asked))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        words = json.dumps({key: self._made[key] for key in ("site", "plugins")})
+        pid = os.fork()
+        if not pid:
+            _become(account, theirs, words)
+        theirs.close()
+        child = self._children[account] = Child(pid, ours)
+        return child
+
+    def _tidy(self) -> None:
+        """Let children go that have nothing to do; bury those that have ended."""
+        late = time.monotonic() - _IDLE
+        for account in [one for one, child in self._children.items() if child.asked < late]:
+            self._let_go(account)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                # The supervisor's end is another's to see.
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is None or found.si_pid == self.supervisor:
+                    return
+                os.waitpid(found.si_pid, 0)
+                for account in [one for one, child in self._children.items() if child.pid == found.si_pid]:
+                    self._let_go(account)
+
+    def _let_go(self, account: Listed) -> None:
+        """Ask a child no more: it ends what is under way, then itself."""
+        self._children.pop(account).way.close()
+
+    def _read(self, path: str, reply: int) -> None:
+        """Hand over a file that the configuration names. Raises AgentError."""
+        if path not in self._made["files"]:
+            raise AgentError(f"{path}: no listener has this file")
+        found = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(found).st_mode):
+                raise AgentError(f"{path}: it is no regular file")
+            _answer(reply, {"read": path}, [found])
+        finally:
+            os.close(found)
+
+    def _reload(self, wanted: Sequence[str], reply: int) -> None:
+        """Read the configuration anew, and bind what it lists and is wanted. Raises GatewayError."""
+        made = read(self._conf, self._plan)
+        added = [one for one in _listeners(made) if str(one.address) in wanted]
+        shares = share_out(added, self._made["workers"])
+        try:
+            files = [one.fileno() for share in shares for some in share.values() for one in some]
+            counts = [[[str(one), len(some)] for one, some in share.items()] for share in shares]
+            _answer(reply, {"bound": counts}, files)
+        finally:
+            for share in shares:
+                close_sockets(share, paths=False)
+        made["user"], made["workers"] = self._made["user"], self._made["workers"]
+        self._made, self._book = made, Book(made["accounts"], self._uid)
+        for account in list(self._children):
+            self._let_go(account)
+
+
+def _answer(reply: int, said: Mapping[str, Any], files: Sequence[int] = ()) -> None:
+    """Say it to whoever waits; who has left misses it."""
+    with socket.socket(fileno=os.dup(reply)) as way, contextlib.suppress(OSError):
+        socket.send_fds(way, [json.dumps(said).encode()], files, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _become(account: Listed, way: socket.socket, words: str) -> None:
+    """Become an account and run what delivers for it; does not return."""
+    try:
+        os.setsid()
+        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(one, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.chdir("/")
+        become(account.uid, account.gid, account.user if account.system else "")
+        os.umask(0o077)
+        # Nothing but the way: not a socket of a listener, not a request of another account.
+        os.dup2(way.fileno(), _WAY)
+        os.closerange(_WAY + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        program = [sys.executable, "-I", "-m", "gateway.delivering", str(_WAY), words]
+        os.execve(sys.executable, program, _ENVIRONMENT)  # noqa: S606 - no shell is wanted
+    finally:
+        os._exit(111)
