@@ -3,8 +3,8 @@
 A program: it reads a line for each gateway, `FAULT<TAB>MODE<TAB>CONF`, and prints `serves PID`, later
 `ended STATUS`. Mode `serve` runs until killed; `drain` until nothing is queued; `look` also gives back what
 waits in memory, as a person's `queue list` does; `fail` lets the call of FAULT (`EIO 3`) fail after the
-start, drains from SIGUSR1 on, and says whether a call has failed. The bounds of what is "large" are small here, so that a
-message of a few kilobytes goes the ways of one of many megabytes.
+start, drains from SIGUSR1 on, and says whether a call has failed. The bounds of what is "large" are small
+here, so that a message of a few kilobytes goes the ways of one of many megabytes.
 """
 
 import asyncio

@@ -93,7 +93,7 @@ class Site(Gateway):
         self.kills += 1
 
     async def failing(self, error, nth, token):
-        """Send one message while the n-th call that can fail so does; gives the reply, and whether one did."""
+        """Send one message while the n-th call that can fail so does; gives the reply, and if one did."""
         self.sink.run = self.kills
         self.zygote.ask(f"{error} {nth}", "fail", self.base / "conf.d")
         said = await self.zygote.hear()
