@@ -39,7 +39,7 @@ _GIVE_BACK = (
     DELETE FROM body USING gone WHERE entry = gone.id
     """,
     """
-    UPDATE recipient SET state = 'ready' FROM entry
+    UPDATE recipient SET state = 'waiting' FROM entry
     WHERE entry.id = recipient.entry AND entry.owner = ANY(%s) AND recipient.state = 'attempting'
     """,
     "UPDATE entry SET owner = NULL, claimed = 0 WHERE owner = ANY(%s)",

@@ -187,11 +187,11 @@ async def let_go(connection: Connection, me: int, counts: Mapping[str, int]) -> 
 
 
 async def release(connection: Connection, me: int, claims: Mapping[str, Collection[int]]) -> None:
-    """Give claimed recipients back; what another has taken over is his."""
+    """Give claimed recipients back, to wait for their time; what another has taken over is his."""
     ours = await let_go(connection, me, {id_: len(numbers) for id_, numbers in sorted(claims.items())})
     pairs = [(id_, number) for id_ in ours for number in claims[id_]]
     query = (
-        "UPDATE recipient SET state = 'ready' FROM unnest(%s::uuid[], %s::int[]) AS given (e, n) "
+        "UPDATE recipient SET state = 'waiting' FROM unnest(%s::uuid[], %s::int[]) AS given (e, n) "
         "WHERE entry = e AND number = n AND state = 'attempting'"
     )
     if pairs:

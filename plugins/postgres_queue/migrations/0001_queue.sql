@@ -70,17 +70,3 @@ CREATE TABLE suspension (
   name text PRIMARY KEY,
   more text NOT NULL                 -- JSON of the whole
 );
-
-CREATE TABLE counter (
-  key     text PRIMARY KEY,
-  started timestamptz NOT NULL,      -- of the window that runs
-  length  interval NOT NULL,
-  count   bigint NOT NULL,
-  former  bigint NOT NULL            -- hits of the window before it
-) WITH (fillfactor = 50);
-
-CREATE TABLE mark (
-  key   text PRIMARY KEY,
-  until timestamptz NOT NULL,
-  note  text NOT NULL
-);
