@@ -93,7 +93,7 @@ class Counters:
             self._slots.pop(key, None)
 
     async def take_each(self, wanted: Mapping[str, int]) -> str:
-        """Take a slot of each key with its limit, or none of them; gives the key that has none left, or ""."""
+        """Take a slot of each key with its limit, or none of them; gives the key that has no more, or ""."""
         taken: list[str] = []
         for key, limit in wanted.items():
             if not await self.take(key, limit):
