@@ -25,11 +25,11 @@ _RENEW = "UPDATE node SET seen = clock_timestamp() WHERE epoch = %s RETURNING ep
 #: A stopped node may sit in the midst of a transaction, whose locks no time-out of the server's ends.
 _HANG_UP = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity JOIN node ON application_name = left(name, 63)
-WHERE seen + lease < clock_timestamp()
+WHERE seen + lease < clock_timestamp() AND epoch <> %s
 """
 _FENCE = """
 DELETE FROM node WHERE epoch IN (
-  SELECT epoch FROM node WHERE seen + lease < clock_timestamp() FOR UPDATE SKIP LOCKED
+  SELECT epoch FROM node WHERE seen + lease < clock_timestamp() AND epoch <> %s FOR UPDATE SKIP LOCKED
 ) RETURNING epoch
 """
 _GIVE_BACK = (
@@ -112,7 +112,7 @@ class Lease:
         self.pulse()
         # After an outage of the database all leases look old: the living get the time to renew theirs.
         if began - self._steady >= self._seconds:
-            await self._link.run(_take_over)
+            await self._link.run(lambda one: _take_over(one, self.epoch))
         return True
 
     async def listen(self) -> None:
@@ -134,9 +134,9 @@ async def _epochs(connection: Connection, query: str, values: Sequence[object]) 
     return [epoch for (epoch,) in await cursor.fetchall()]
 
 
-async def _take_over(connection: Connection) -> None:
-    await connection.execute(_HANG_UP)
-    await give_back(connection, await _epochs(connection, _FENCE, []))
+async def _take_over(connection: Connection, me: int) -> None:
+    await connection.execute(_HANG_UP, [me])
+    await give_back(connection, await _epochs(connection, _FENCE, [me]))
 
 
 async def give_back(connection: Connection, epochs: Sequence[int]) -> None:
