@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from gateway import Defer, Disconnect, Recipient, Stages
-from gateway.testing import Bench, transaction
+from gateway.testing import Bench, delivery, entry, message, transaction
 from gateway.testing.fakes import FakeClock, FakeDns
 from gateway.testing.hosts import ScriptedHost
 from gateway.worker import Configuration, Worker
@@ -167,7 +167,7 @@ def bench(tmp_path):
 def plugin(page):
     """Give the settings and the plugin that a page shows, whole: the docstring begins with the stem."""
     sources = [text for text in blocks(page, "python") if text.startswith('"""')]
-    (yaml,) = blocks(page, "yaml")
+    yaml, *_ = blocks(page, "yaml")
     return yaml, {source[3:].partition(":")[0]: source for source in sources}
 
 
@@ -210,6 +210,20 @@ async def test_the_test_of_the_page_passes(tmp_path):
     names = {"SOURCE": source}
     exec(compile(text, "docs/plugins.md", "exec"), names)
     await names["test_a_trap_is_refused"](tmp_path)
+
+
+async def test_the_condition_and_the_stored_note_of_the_page_are_as_it_says(bench):
+    _, files = plugin("docs/plugins.md")
+    _, when = blocks("docs/plugins.md", "yaml")
+    chain = bench.chain(when, **files)
+    (step,) = [one for one in chain.steps["rcpt"] if one.plugin == "badmailfrom"]
+    about = transaction(ip="192.0.2.9")
+    assert step.concerns(about, Recipient.of("x@example.org"))
+    assert not step.concerns(about, Recipient.of("x@example.net"))
+    await chain.ask(Stages.message, about, message("http://a http://b\n"))
+    sent = delivery(entry(notes={"scored": {"links": about.saved["scored"].links}}))
+    edited = await chain.transform(Stages.outgoing, sent, message())
+    assert edited.value.values("X-Links") == ["2"]
 
 
 async def test_the_diary_of_the_page_sees_a_running_gateway(tmp_path):

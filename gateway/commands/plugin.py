@@ -293,7 +293,7 @@ def _settings(assembly: Assembly, running: Running) -> Iterator[dict[str, str]]:
     options = {one.name: one for one in describe(type(running.settings), f"{stem}.")}
     values = list(assembly.configuration.tree.effective(running.settings, stem))
     # Its own first; what every plugin takes stands behind.
-    values.sort(key=lambda one: one[0].partition(".")[2] in Section.model_fields)
+    values.sort(key=lambda one: one[0].split(".")[1] in Section.model_fields)
     for key, value, place in values:
         one = options.get(key) or options.get(re.sub(r"\[\d+\]", "", key))
         kind, comment = (one.type, one.comment) if one else ("", "")

@@ -5,17 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-import tempfile
 from dataclasses import fields
 from pathlib import Path
-from types import EllipsisType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import yaml
 
 from gateway import events
-from gateway.hookspecs import SPECS, Stages
+from gateway.commands.stage_page import stages_page
 from gateway.plugin import Section
 from gateway.settings import Settings, describe
 
@@ -36,25 +34,6 @@ The class says how much an event matters: `fate` is what became of a message, `s
 second one with the same `id` is a repeat of the same fact and may be dropped.
 
 This page is made from `gateway/events.py` by `make docs`.
-"""
-_STAGES_HEAD = """\
-# Stages
-
-A plugin is asked by methods that have a stage's name and are marked `@hookimpl`. They may be `def` or
-`async def`, and take any of the stage's arguments, by name. `None` means "no opinion" or "unchanged".
-
-- **decide**: plugins are asked in order; the first that gives a decision ends the stage.
-- **provide**: plugins are asked in order; the first answer wins.
-- **transform**: each plugin sees what the one before it made; the last argument is what is changed.
-- **observe**: told after the fact; nothing waits for it, and nothing that it does changes the mail.
-- **life**: the plugin's own start, end and commands.
-
-"Asked in order" names the bundled plugins; all others are sorted by name. `before:` and
-`after:` in a plugin's section change that, and `mailward stages` prints the order that your configuration
-makes.
-
-This page is made from `gateway/hookspecs.py` by `make docs`. [Writing a plugin](../plugins.md) shows how to
-begin.
 """
 _SETTINGS_HEAD = """\
 # Settings
@@ -116,36 +95,11 @@ def pages() -> dict[str, str]:
     }
 
 
-def stages_page() -> str:
-    """Write `docs/reference/stages.md`."""
-    parts = [_STAGES_HEAD, "| stage | kind | if nobody speaks |\n|---|---|---|"]
-    parts += [f"| [`{name}`](#{name}) | {spec.kind} | {spec.silence} |" for name, spec in SPECS.items()]
-    for name, spec in SPECS.items():
-        hook = getattr(Stages, name)
-        parts += [f"\n## {name}\n", f"`{_signature(name, hook)}`\n", f"{inspect.getdoc(hook)}\n"]
-        parts.append(f"- Kind: {spec.kind}; if nobody speaks: {spec.silence}.")
-        if spec.order != (...,):
-            parts.append(f"- Asked in order: {', '.join(map(_stem, spec.order))}")
-        if spec.strict:
-            parts.append("- Strict: `on_error: skip` and `dry_run` are refused here.")
-    return "\n".join(parts).rstrip() + "\n"
-
-
-def _signature(name: str, hook: Any) -> str:
-    types = hook.__annotations__
-    arguments = [f"{one}: {types[one]}" for one in hook.spec.arguments]
-    return f"{name}(self{''.join(f', {one}' for one in arguments)}) -> {types['return']}"
-
-
-def _stem(one: str | EllipsisType) -> str:
-    return "all others" if isinstance(one, EllipsisType) else f"`{one}`"
-
-
 def settings_page() -> str:
     """Write `docs/reference/settings.md`."""
     models = bundled_settings()
     common = describe(Section)
-    names = {option.name for option in common}
+    names = {option.name.split(".")[0] for option in common}
     parts = [_SETTINGS_HEAD]
     for section in Settings.model_fields:
         mine = [one for one in describe(Settings) if one.name.split(".")[0].removesuffix("[]") == section]
@@ -160,14 +114,10 @@ def settings_page() -> str:
 
 
 def bundled_settings() -> dict[str, type[Section]]:
-    """Load the bundled plugins as the loader does, and give stem -> the model of its section."""
-    from gateway.loader import discover
-    from gateway.testing import Bench
+    """Run the files of the bundled plugins, and give stem -> the model of its section."""
+    from gateway.loader import discover, settings_of
 
-    stems = discover((), set(), {})
-    with tempfile.TemporaryDirectory() as folder:
-        generation = Bench(Path(folder)).build("".join(f"{stem}: {{}}\n" for stem in stems))
-    return {stem: type(generation.plugins[stem].settings) for stem in stems}
+    return {stem: settings_of(found) for stem, found in discover((), set(), {}).items()}
 
 
 def _options(options: Iterable[Option]) -> Iterator[str]:

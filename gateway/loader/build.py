@@ -168,7 +168,7 @@ class Loader:
         """Run a plugin's file and make its instance; None when it is not enabled. Raises PluginError."""
         if tree.text(found.stem, "enabled") == "false":
             return None
-        module, modules = self._module(found)
+        module, modules = _module(found)
         try:
             kind, model = _plugin_of(module, found)
             settings = tree.section(found.stem, model)
@@ -183,26 +183,6 @@ class Loader:
                 sys.modules.pop(name, None)
             raise _blame(error, found) from error
         return Running(found, settings, instance, tree.digest(found.stem), modules)
-
-    def _module(self, found: Found) -> tuple[types.ModuleType, tuple[str, ...]]:
-        """Execute a plugin's file under a name of its own. Raises PluginError with file and line."""
-        sys.modules.setdefault(_NAMESPACE, types.ModuleType(_NAMESPACE))
-        # Unique in the process: two gateways may live in it.
-        name = f"{_NAMESPACE}.{found.stem}_{secrets.token_hex(4)}"
-        folder = [str(found.path.parent)] if found.path.name == "__init__.py" else None
-        spec = importlib.util.spec_from_file_location(name, found.path, submodule_search_locations=folder)
-        if spec is None or spec.loader is None:
-            raise PluginError(Problem("cannot be loaded", Place(str(found.path))))
-        module = importlib.util.module_from_spec(spec)
-        # Before it runs: dataclasses look their own module up.
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException as error:
-            for loaded in _names_under(name):
-                sys.modules.pop(loaded, None)
-            raise _blame(error, found) from error
-        return module, _names_under(name)
 
     def _generation(self, running: dict[str, Running], tree: Tree) -> Generation:
         steps = steps_of(running, tree)
@@ -242,6 +222,32 @@ def _apart(plugin: Running, tree: Tree, site: Site) -> Threads | Process | None:
         opening = {"found": base64.b64encode(known).decode()}
         return Process(plugin.instance, opening, plugin.settings.deadline)
     return None
+
+
+def settings_of(found: Found) -> type[Section]:
+    """Run a plugin's file and give the model of its section; its modules stay. Raises PluginError."""
+    return _plugin_of(_module(found)[0], found)[1]
+
+
+def _module(found: Found) -> tuple[types.ModuleType, tuple[str, ...]]:
+    """Execute a plugin's file under a name of its own. Raises PluginError with file and line."""
+    sys.modules.setdefault(_NAMESPACE, types.ModuleType(_NAMESPACE))
+    # Unique in the process: two gateways may live in it.
+    name = f"{_NAMESPACE}.{found.stem}_{secrets.token_hex(4)}"
+    folder = [str(found.path.parent)] if found.path.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, found.path, submodule_search_locations=folder)
+    if spec is None or spec.loader is None:
+        raise PluginError(Problem("cannot be loaded", Place(str(found.path))))
+    module = importlib.util.module_from_spec(spec)
+    # Before it runs: dataclasses look their own module up.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        for loaded in _names_under(name):
+            sys.modules.pop(loaded, None)
+        raise _blame(error, found) from error
+    return module, _names_under(name)
 
 
 def _names_under(name: str) -> tuple[str, ...]:
