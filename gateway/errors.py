@@ -157,7 +157,7 @@ class Unreachable(DialogueError):
 
 
 class TlsFailed(DialogueError):
-    """TLS is not offered, fails, or shows a certificate that will not do; where that counts, not a word more."""
+    """TLS is not offered, fails, or shows a certificate that will not do where that counts."""
 
     def __init__(self, text: str, status: str = "4.7.5", reply: str = "", *, kind: str = "") -> None:
         super().__init__(text, status, reply)
