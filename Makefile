@@ -27,6 +27,7 @@ check: .venv/developing
 
 bench: .venv/developing
 	.venv/bin/python tests/bench/bench.py
+	.venv/bin/python tests/bench/bench_queue.py
 	.venv/bin/python tests/bench/plugins.py
 
 docs: .venv/developing

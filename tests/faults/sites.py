@@ -227,12 +227,16 @@ class Zygote:
         self._process.stdin.write(f"{fault}\t{mode}\t{conf}\n")
 
     async def hear(self):
-        """Give the next line, "" when a gateway said nothing for long: then all is over."""
-        reading = asyncio.ensure_future(asyncio.to_thread(self._process.stdout.readline))
-        await asyncio.wait([reading], timeout=PATIENCE)
-        if not reading.done():
-            self.close()
-        return (await reading).rstrip("\n")
+        """Give what is said next, "" when a gateway said nothing for long: then all is over."""
+        while True:
+            reading = asyncio.ensure_future(asyncio.to_thread(self._process.stdout.readline))
+            await asyncio.wait([reading], timeout=PATIENCE)
+            if not reading.done():
+                self.close()
+            line = (await reading).rstrip("\n")
+            # What plugins log comes this way, too.
+            if line.partition(" ")[0] in ("", "serves", "failed", "ended"):
+                return line
 
     def close(self):
         with contextlib.suppress(ProcessLookupError):
