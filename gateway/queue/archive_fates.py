@@ -33,6 +33,10 @@ _OVER = ("message.finished", "message.deleted")
 _TOLD = re.compile(rb"delivery\.(?:delivered|failed)|message\.(?:accepted|bounced|deleted|expired|finished)")
 
 
+#: Where a line of a journal stands, so that a hole is seen.
+_PLACE = re.compile(rb'"host":"([^"]*)","stream":"([^"]*)","sequence":(\d+)')
+
+
 @dataclass(frozen=True, slots=True)
 class _End:
     """How a recipient ended, as it was told last: an attempt that a crash repeats is told twice."""
@@ -94,14 +98,19 @@ class Fates:
         self._fates: dict[str, _Fate] = {}
         self._later: dict[str, Lost] = {}
         self._ended: set[str] = set()
+        #: Stream -> how many of its events were read that came after the backup, and the last of them.
+        self._read: dict[str, tuple[int, int]] = {}
         #: What is in the queue, or has ended there, where the archive is restored to.
         self.present: Collection[str] = frozenset()
         known = -1
         # Exports come in any order: read until no more descendants are found.
         while known != len(self._family):
             known = len(self._family)
-            for one in _events(sources, manifest.created - _SLACK):
-                self._note(one)
+            self._read.clear()
+            for line in _lines(sources, manifest.created - _SLACK):
+                self._count(line)
+                for one in _parsed(line):
+                    self._note(one)
 
     def mentioned(self) -> set[str]:
         """Give the messages whose presence where the archive is restored to would matter."""
@@ -134,6 +143,23 @@ class Fates:
         gone = self._ended | self._family
         found = [one for one in self._later.values() if one.id not in gone and one.id not in self.present]
         return sorted(found, key=lambda one: one.time)
+
+    def holes(self) -> dict[str, int]:
+        """Give the streams of which events are missing that came after the backup, and how many."""
+        missing = {
+            stream: last - self._manifest.streams[stream] - count
+            for stream, (count, last) in self._read.items()
+        }
+        return {stream: count for stream, count in sorted(missing.items()) if count > 0}
+
+    def _count(self, line: bytes) -> None:
+        found = _PLACE.search(line)
+        if found is None or found[1].decode("utf-8", "replace") != self._manifest.host:
+            return
+        stream, sequence = found[2].decode("utf-8", "replace"), int(found[3])
+        if sequence > self._manifest.streams.get(stream, sequence):
+            count, last = self._read.get(stream, (0, 0))
+            self._read[stream] = count + 1, max(last, sequence)
 
     def _note(self, one: Mapping[str, Any]) -> None:
         name, id_, parent = one["event"], str(one["message"]), str(one.get("parent", ""))
@@ -224,8 +250,8 @@ def _with_somebody_to_try(kept: list[EntryRecipient], entry: Entry) -> list[Entr
     return [replace(one, state="queued", due=entry.birth) for one in kept]
 
 
-def _events(sources: Sequence[Path], since: float) -> Iterator[Mapping[str, Any]]:
-    """Give the events that matter, of journals and of files that were exported. Raises OSError.
+def _lines(sources: Sequence[Path], since: float) -> Iterator[bytes]:
+    """Give the lines of journals, and of files that were exported. Raises OSError.
 
     Segments of a journal that were written last before the backup tell nothing of what came after.
     """
@@ -233,11 +259,13 @@ def _events(sources: Sequence[Path], since: float) -> Iterator[Mapping[str, Any]
         segments = (path for path in sorted(source.rglob("*.jsonl")) if path.stat().st_mtime >= since)
         for path in segments if source.is_dir() else [source]:
             with path.open("rb") as file:
-                yield from (one for line in file if _TOLD.search(line) for one in _parsed(line))
+                yield from file
 
 
 def _parsed(line: bytes) -> Iterator[Mapping[str, Any]]:
-    """Give the event of a line; nothing when it is none, as the last line of a live journal may be."""
+    """Give the event of a line, if it matters; nothing when it is none, as a live journal's last may be."""
+    if not _TOLD.search(line):
+        return
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:

@@ -1,6 +1,7 @@
 """Who is left out of a restore: whose end is told, and the end of all that was born from it. Nobody else."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -237,6 +238,19 @@ def test_a_child_of_what_came_later_is_lost_too(told, archived, fates):
     root, child = new_id(), new_id()
     told(accepted(root), delivered(root, births=[child]), finished(root), accepted(child, root))
     assert [lost.id for lost in fates(archived()).lost()] == [child]
+
+
+def test_a_hole_in_the_journal_is_told(told, archived, tmp_path):
+    one = archived()
+    told(*(accepted(new_id()) for _ in range(9)))
+    del told.records[3:5]
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b"".join(map(dump, told.records)))
+    assert Fates(MANIFEST, {id_of(one)}, [path]).holes() == {"shard-0": 2}
+    told.records[:] = told.records[:3]
+    path.write_bytes(b"".join(map(dump, told.records)))
+    assert Fates(MANIFEST, {id_of(one)}, [path]).holes() == {}
+    assert Fates(replace(MANIFEST, host="another"), {id_of(one)}, [path]).holes() == {}
 
 
 @pytest.mark.parametrize("name", FORMATS)

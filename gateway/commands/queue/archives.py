@@ -121,11 +121,13 @@ def restore(file: Path, hold: bool, journals: tuple[Path, ...], conf: Path | Non
 
     configuration = load(conf)
     with Archive.at(file) as archive, beside_the_queue(configuration) as folder:
-        _verified(archive)
+        total = _verified(archive)
         staged = folder / "archive.tar"
         verdict = _judged(configuration, archive, journals, staged) if journals else _copied(file, staged)
         give_away(folder, configuration)
-        loaded = load_archive(configuration, staged, str(file), delivered=verdict["left_out"], hold=hold)
+        loaded = load_archive(
+            configuration, staged, str(file), total, delivered=verdict["left_out"], hold=hold
+        )
     told = {**loaded, **verdict}
     if as_json:
         print_json([told])
@@ -136,6 +138,8 @@ def restore(file: Path, hold: bool, journals: tuple[Path, ...], conf: Path | Non
     )
     for line in told["again"]:
         click.echo(f"again: {plain(line)}")
+    for stream, count in told["holes"].items():
+        click.echo(f"unknown: {count} events of stream {plain(stream)} are missing, and what they tell")
     for one in told["lost"]:
         when = dt.datetime.fromtimestamp(one["time"]).astimezone().isoformat(" ", "seconds")
         born = f", born from {plain(one['parent'])}" if one["parent"] else ""
@@ -173,7 +177,13 @@ def archived(configuration: Configuration, out: IO[bytes], only: Filter | None =
 
 
 def load_archive(
-    configuration: Configuration, staged: Path, source: str, *, delivered: int = 0, hold: bool = False
+    configuration: Configuration,
+    staged: Path,
+    source: str,
+    total: int,
+    *,
+    delivered: int = 0,
+    hold: bool = False,
 ) -> Row:
     """Have an archive loaded that lies beside the queue; gives how many were added, and how many known."""
     loaded = {"added": 0, "known": 0}
@@ -181,7 +191,7 @@ def load_archive(
     try:
         with bar("restore") as advance:
             for loaded in asked(configuration, "archive.restore", file=str(staged), **arguments):
-                advance(loaded["added"] + loaded["known"], 0)
+                advance(loaded["added"] + loaded["known"], total)
     except GatewayError as error:
         raise ArchiveError(f"{error}\n{loaded['added']} messages were added before that") from error
     return loaded
@@ -194,7 +204,7 @@ def _verified(archive: Archive) -> int:
 
 def _copied(file: Path, staged: Path) -> Row:
     shutil.copyfile(file, staged)
-    return {"left_out": 0, "again": [], "lost": []}
+    return {"left_out": 0, "again": [], "lost": [], "holes": {}}
 
 
 def _judged(configuration: Configuration, archive: Archive, journals: Sequence[Path], staged: Path) -> Row:
@@ -216,7 +226,7 @@ def _judged(configuration: Configuration, archive: Archive, journals: Sequence[P
             forget_body(one.entry.message.body)
         writer.end()
     lost = [asdict(one) for one in fates.lost()]
-    return {"left_out": left_out, "again": again, "lost": lost}
+    return {"left_out": left_out, "again": again, "lost": lost, "holes": fates.holes()}
 
 
 def _present(configuration: Configuration, fates: Fates) -> Collection[str]:

@@ -86,7 +86,7 @@ def import_(source: Path, hold: bool, conf: Path | None, as_json: bool) -> None:
         if not writer.messages:
             raise ArchiveError(f"{source} holds no exported message: no ID.json")
         give_away(folder, configuration)
-        loaded = load_archive(configuration, staged, str(source), hold=hold)
+        loaded = load_archive(configuration, staged, str(source), writer.messages, hold=hold)
     if as_json:
         print_json([loaded])
     else:
