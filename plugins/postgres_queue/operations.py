@@ -10,7 +10,7 @@ from gateway import Message
 from . import rows, statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from gateway import Entry, EntryRecipient
     from gateway.queue import Filter, RecipientState
@@ -48,10 +48,16 @@ class Page:
 
 
 async def change(
-    connection: Connection, wanted: Filter, after: str, what: Change, now: float, limit: int | None = None
+    connection: Connection,
+    wanted: Filter,
+    after: str,
+    what: Change,
+    now: float,
+    limit: int | None = None,
+    free: tuple[int, Collection[str]] | None = None,
 ) -> Page:
-    """Change recipients of the next page of entries, of `limit` recipients at most."""
-    found = await statements.heads(connection, wanted, after, PAGE, locked=True)
+    """Change recipients of the next page of entries, of `limit` recipients at most; `free`: see `heads`."""
+    found = await statements.heads(connection, wanted, after, PAGE, locked=True, free=free)
     page = Page([], {}, found[-1][0][0] if len(found) == PAGE else None)
     changed: list[tuple[str, EntryRecipient]] = []
     counts: list[tuple[str, int, float]] = []

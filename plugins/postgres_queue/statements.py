@@ -59,7 +59,7 @@ UPDATE entry SET owner = %s, claimed = claimed + n FROM unnest(%s::uuid[], %s::i
 WHERE id = taken.entry
 """
 _LET_GO = """
-UPDATE entry SET claimed = claimed - n, owner = CASE WHEN claimed = n THEN NULL ELSE owner END
+UPDATE entry SET claimed = claimed - n, owner = CASE WHEN claimed <= n THEN NULL ELSE owner END
 FROM unnest(%s::uuid[], %s::int[]) AS given (entry, n)
 WHERE id = given.entry AND owner = %s RETURNING id::text
 """
@@ -319,9 +319,18 @@ async def load(connection: Connection, ids: Sequence[str]) -> list[rows.Row]:
 
 
 async def heads(
-    connection: Connection, wanted: Filter, after: str, limit: int, *, locked: bool = False
+    connection: Connection,
+    wanted: Filter,
+    after: str,
+    limit: int,
+    *,
+    locked: bool = False,
+    free: tuple[int, Collection[str]] | None = None,
 ) -> list[tuple[rows.Row, list[EntryRecipient]]]:
-    """Read entries that may be wanted, in order of id, as rows without content, each with its recipients."""
+    """Read entries that may be wanted, in order of id, as rows without content, each with its recipients.
+
+    `free`: only those that this epoch may claim, and without these.
+    """
     terms = ["state = 'queued'", "id > %s"]
     values: list[object] = [after or _FIRST_ID]
     if wanted.ids:
@@ -333,6 +342,9 @@ async def heads(
     if wanted.born_after:
         terms.append("birth >= %s")
         values.append(wanted.born_after)
+    if free is not None:
+        terms.append("(owner IS NULL OR owner = %s) AND id <> ALL(%s::uuid[])")
+        values += [free[0], list(free[1])]
     query = f"SELECT {HEAD} FROM entry WHERE {' AND '.join(terms)} ORDER BY id LIMIT {limit:d}"  # noqa: S608 - own words
     query += " FOR UPDATE" if locked else ""
     found = await (await connection.execute(query.encode(), values, binary=True)).fetchall()

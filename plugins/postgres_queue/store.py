@@ -363,11 +363,12 @@ class PostgresQueue(Queue):
 
         async def take(connection: Connection) -> dict[str, list[EntryRecipient]]:
             me = await self._living(connection)
+            free = me, self._claims.before(me)
             noted: dict[str, list[EntryRecipient]] = {}
             after: str | None = ""
             while after is not None and (left := limit - sum(map(len, noted.values()))) > 0:
                 page = await operations.change(
-                    connection, wanted, after, operations.taken(), self._now(), left
+                    connection, wanted, after, operations.taken(), self._now(), left, free
                 )
                 for entry in page.touched:
                     numbers = page.numbers[entry.id]
