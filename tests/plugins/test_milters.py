@@ -169,6 +169,29 @@ async def test_after_accept_a_filter_sees_no_more_and_the_next_one_sees_all(aske
     assert two.of(p.EndOfMessage)
 
 
+@pytest.mark.parametrize(
+    ("when", "seen"),
+    [
+        ("{authenticated: false}", True),
+        ("{authenticated: true}", False),
+        ("{domains: [example.org]}", True),
+        ("{domains: [example.net], listener: mx}", False),
+        ("{networks: [198.51.100.0/24]}", False),
+    ],
+)
+async def test_a_filter_sees_the_mail_that_it_is_for(asked, when, seen):
+    one = ScriptedFilter({p.EndOfMessage: p.Reject()})
+    decision, _, _ = await asked(one, each=f", when: {when}")
+    assert bool(one.connections) is seen
+    assert isinstance(decision, Reject) is seen
+
+
+async def test_a_plugin_may_hold_filters_for_some_mail_only(asked):
+    one = ScriptedFilter({p.EndOfMessage: p.Reject()})
+    assert (await asked(one, plugin="  when: {authenticated: true}\n"))[0] is None
+    assert not one.connections
+
+
 async def test_discard_and_quarantine(asked):
     assert (await asked(ScriptedFilter({p.EndOfMessage: p.Discard()})))[0] == Discard("milter f0")
     held = ScriptedFilter({p.EndOfMessage: [p.Quarantine(b"virus?"), p.Accept()]})
