@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gateway.faultpoint import point
 from gateway.message import FileBody
 from gateway.queue.birth import told
 
@@ -55,7 +54,6 @@ async def load(
                 emit(event)
         loaded.added += len(added)
         loaded.known += len(page) - len(added) - sum(isinstance(one, BaseException) for one in results)
-        point("archive.page")
         for one in results:
             if isinstance(one, BaseException):
                 raise one

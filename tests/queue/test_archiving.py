@@ -1,13 +1,18 @@
 """What a dead gateway has left is moved, each message once, wherever it is broken off."""
 
+import contextlib
+import itertools
 from dataclasses import replace
 
+import apsw
 import pytest
 
 from gateway.archiving import Archiving
+from gateway.envelope import first_id
 from gateway.errors import QueueError
 from gateway.message import FileBody, Spool
 from gateway.queue import Filter, Finish, Snapshot
+from gateway.queue.archive import Manifest, Writer
 
 
 @pytest.fixture
@@ -93,3 +98,40 @@ async def test_what_cannot_be_stored_stays_where_it_was(queue, left, ids, monkey
     assert list(queue.spool_folder.iterdir()) == []
     assert (await adopt(queue, left))[-1] == {"added": 3, "known": 0}
     assert await held_by(queue) == ids
+
+
+async def test_ids_of_finished_messages_do_not_pile_up(queue, entry, clock):
+    serial = itertools.count()
+
+    async def finish():
+        # An id begins with its time, and this clock is not the machine's.
+        await queue.add(entry(id=f"{first_id(clock.time())[:-12]}{next(serial):012x}"))
+        (one,) = await queue.claim(clock.time(), 1, {}, 1)
+        await queue.finish([Finish(one, [replace(r, state="delivered") for r in one.recipients])])
+        return one.id
+
+    old = [await finish() for _ in range(3)]
+    clock.advance(7 * 86400.0 - 10)
+    recent = await finish()
+    clock.advance(100)
+    last = await finish()
+    assert await queue.known([*old, recent, last]) == {recent, last}
+    with contextlib.closing(apsw.Connection(str(queue.folder / "queue.db"))) as file:
+        assert file.execute("SELECT count(*) FROM finished").fetchall() == [(2,)]
+
+
+async def test_a_restore_that_is_broken_off_is_finished_by_another(queue, tmp_path, entry):
+    """The commit of each message is its own: what is there is whole, and known."""
+    with (tmp_path / "a.tar").open("wb") as out:
+        writer = Writer(out, Manifest(1.0, "h", "0"))
+        ones = [entry() for _ in range(450)]
+        assert all(writer.add(Snapshot(one, 0, 1)) for one in ones)
+        writer.end()
+    restore = Archiving(queue, lambda _: None).calls["archive.restore"]
+    rows = restore("ann", str(tmp_path / "a.tar"), source="a.tar")
+    assert await anext(rows) == {"added": 200, "known": 0}
+    await rows.aclose()
+    assert len(await held_by(queue)) == 200
+    rows = [row async for row in restore("ann", str(tmp_path / "a.tar"), source="a.tar")]
+    assert rows[-1] == {"added": 250, "known": 200}
+    assert await held_by(queue) == {one.id for one in ones}
