@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.smtp.framing import BadLine, CommandLines, Content
+from gateway.smtp.framing import BadLine, Chunks, CommandLines, Content
 
 #: What other servers have taken for the end of a message (SMTP smuggling).
 FALSE_ENDS = [
@@ -243,3 +243,47 @@ def test_a_line_without_an_end_holds_no_memory():
 def test_packets_do_not_matter_for_lines(raw, places):
     raw += b"\r\n"
     assert lines(cut(raw, *[place for place in places if place < len(raw)])) == lines([raw])
+
+
+# The content of BDAT
+
+
+def chunks(pieces, *, normalise=False):
+    made = Chunks(normalise=normalise)
+    text = b"".join(made.feed(piece) for piece in pieces) + made.finish()
+    return b"" if made.malformed else text, made.malformed, made.octets, made.hops
+
+
+def test_chunks_are_kept_with_lf_and_every_dot():
+    raw = b"Received: x\r\n\r\n.\r\n..a\r\n\r\n.\r\nend"
+    assert chunks([raw]) == (b"Received: x\n\n.\n..a\n\n.\nend", False, len(raw), 1)
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"\0", b"x", b"Received: y", b"\r\n.\r\n"]), max_size=30
+    ).map(b"".join),
+    st.lists(st.integers(0, 120), max_size=8),
+    st.booleans(),
+)
+def test_where_chunks_end_does_not_matter(raw, places, normalise):
+    places = [place for place in places if place <= len(raw)]
+    whole = chunks([raw], normalise=normalise)
+    assert chunks(cut(raw, *places), normalise=normalise) == whole
+    clean = raw.replace(b"\r\n", b"")
+    wrong = any(octet in clean for octet in (b"\r", b"\n", b"\0"))
+    assert whole[1] == (wrong and not normalise)
+    assert whole[2] == len(raw)
+
+
+@given(st.lists(st.binary(max_size=40).map(lambda line: line.translate(None, b"\r\n\0")), max_size=12))
+def test_bdat_and_data_give_the_same_text(lines):
+    text = b"".join(line + b"\n" for line in lines)
+    assert chunks([text.replace(b"\n", b"\r\n")])[0] == read([stuffed(text)])[0] == text
+
+
+def test_some_octets_of_what_waits():
+    lines = CommandLines(100)
+    lines.feed(b"BDAT 5\r\nab\r\ncNOOP\r\n")
+    assert lines.take() == b"BDAT 5"
+    assert [lines.some(3), lines.some(2), lines.take(), lines.some(9)] == [b"ab\r", b"\nc", b"NOOP", b""]

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.decision import Accept, Reject
 from gateway.envelope import Recipient, Session, Transaction, new_id
-from gateway.message import Spool
+from gateway.message import Memory, Spool
 from gateway.settings import Limits, Listener, Tls
 from gateway.smtp import Server
 from gateway.smtp.tls import Certificates
@@ -362,6 +362,18 @@ async def test_no_room_to_begin_with_is_said_before_the_content(serve, reception
     _, reader, writer = await serve()
     writer.write(ENVELOPE)
     assert await replies(reader, 5) == [220, 250, 250, 250, 452]
+
+
+async def test_no_memory_for_a_header_is_temporary_and_told(serve, reception):
+    reception.answers["spool"] = Spool(reception.folder, memory=Memory(lambda: 5))
+    _, reader, writer = await serve()
+    writer.write(ENVELOPE + b"Subject: long\r\n.\r\nNOOP\r\n")
+    writer.write_eof()
+    said = await rest(reader)
+    assert b"452 4.3.1 no room for the message now, try again later\r\n" in said
+    assert said.endswith(b"250 2.0.0 ok\r\n")
+    assert reception.refusals == [("limit", 452, "memory"), ("message", 452, "memory")]
+    assert reception.stored == []
 
 
 async def test_a_message_over_the_limit_is_read_in_bounded_memory(serve, reception):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.smtp.server.connection import Connection
 
 #: RFC 3030 section 2; twenty digits are more octets than there are.
-_BDAT = re.compile(r"([0-9]{1,20})( +LAST)?", re.IGNORECASE)
+_BDAT = re.compile(r"([0-9]{1,20})( +LAST)? *", re.IGNORECASE)
 #: For so many seconds of waiting nobody is too slow.
 PATIENCE = 30.0
 _log = structlog.get_logger("gateway.smtp")
