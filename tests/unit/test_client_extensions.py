@@ -15,7 +15,7 @@ from gateway.smtp import Connection, Envelope, Login, Target, Terms, Timeouts, u
 from gateway.testing.hosts import ScriptedHost
 
 MESSAGE = Message.parse(b"Subject: t\n\nbody\n")
-PATIENCE = Timeouts(connect=5, command=5, final=5)
+PATIENCE = Timeouts(connect=30, command=30, final=30)
 LOGIN = Login("ann,=x", "sécret")
 MUST = Terms(unverified(), required=True)
 
@@ -153,7 +153,7 @@ async def test_we_log_in_by_the_best_mechanism(mechanisms, exchange, used, certi
 async def test_a_login_that_fails_leads_elsewhere_and_fails_no_mail(mechanisms, exchange, certificate):
     async with LoginHost(mechanisms, exchange, tls=certificate) as host:
         with pytest.raises(DialogueError) as caught:
-            await asyncio.wait_for(connect(host, login=LOGIN), 10)
+            await asyncio.wait_for(connect(host, login=LOGIN), 50)
     assert caught.value.status.startswith("4")
     assert not any(line.startswith("MAIL") for line in host.commands)
 
@@ -206,7 +206,7 @@ async def test_tls_before_the_greeting(authority, certificate, tmp_path):
 async def test_a_plain_host_in_its_place_hears_no_word():
     async with ScriptedHost() as host:
         with pytest.raises(TlsFailed):
-            await asyncio.wait_for(connect(host, Terms(unverified(), required=True, implicit=True)), 10)
+            await asyncio.wait_for(connect(host, Terms(unverified(), required=True, implicit=True)), 50)
     assert not any("EHLO" in line for line in host.commands)
 
 

@@ -16,7 +16,7 @@ from gateway.smtp import Connection, Envelope, Login, Target, Terms, Timeouts, u
 from gateway.testing.hosts import ScriptedHost
 
 MESSAGE = Message.parse(b"Subject: t\n\nbody\n")
-PATIENCE = Timeouts(connect=5, command=5, final=5)
+PATIENCE = Timeouts(connect=30, command=30, final=30)
 OFFER = "250-host.example\r\n250-PIPELINING\r\n250 STARTTLS"
 
 
@@ -33,7 +33,7 @@ async def offer(port, *, terms=None, login=None, lmtp=False, timeouts=PATIENCE, 
 async def fate(host, **more):
     """Give what became of it: "elsewhere" when another host may be tried."""
     try:
-        verdicts = await asyncio.wait_for(offer(host.port, **more), 20)
+        verdicts = await asyncio.wait_for(offer(host.port, **more), 50)
     except DialogueError as error:
         return "elsewhere" if error.status.startswith("4") else error.status
     (result,) = {verdict.result for verdict in verdicts}
@@ -150,7 +150,7 @@ async def test_a_reply_of_100_megabytes_at_each_state(state, certificate):
     async with ScriptedHost({"EHLO": OFFER, "STARTTLS": "220 go", state: flood}, tls=certificate) as host:
         assert await fate(host, terms=terms) == STATES.get(state, "delivered")
     assert sent < 20_000_000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 90 * 1024
 
 
 @pytest.mark.parametrize("early", ["250 2.0.0 taken", "250 a\r\n250 b", "354 go\r\n250 2.0.0 taken"])
