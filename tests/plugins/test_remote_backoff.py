@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from gateway import Address, Delivery, Entry, EntryRecipient, Message, Recipient, Route, Stages
-from gateway.smtp import Timeouts
+from gateway.smtp import Connection, Timeouts
 from gateway.testing.hosts import ScriptedHost
 
 MESSAGE = Message.parse(b"Subject: t\n\nbody\n")
@@ -16,7 +16,7 @@ PREFIX = "remote.backoff "
 
 
 @pytest.fixture
-async def silent():
+async def full():
     """Give the port of an address that answers no connection: its queue of those is full."""
     with socket.socket() as host:
         host.bind(("127.0.0.1", 0))
@@ -33,16 +33,30 @@ async def silent():
 
 
 @pytest.fixture
+def silent(monkeypatch):
+    """Give the port of an address that answers no connection, without a wait for it."""
+    dial = Connection._dial
+
+    async def dialled(connection, sources):
+        if connection.target.port == 1:
+            raise TimeoutError
+        await dial(connection, sources)
+
+    monkeypatch.setattr(Connection, "_dial", dialled)
+    return 1
+
+
+@pytest.fixture
 async def remote(chain_of):
     """Give `remote(*ports)`: a function that delivers to the first of these that will do."""
     chains = []
 
-    def build(*ports):
+    def build(*ports, timeout=30):
         hosts = ", ".join(f'"127.0.0.1:{port}"' for port in ports)
         chain = chain_of(f'remote: {{routes: {{"": {{hosts: [{hosts}]}}}}}}\n', "remote")
         chains.append(chain)
         plugin = chain.steps["deliver"][0].call.__self__
-        plugin._connector._timeouts = Timeouts(connect=0.15)
+        plugin._connector._timeouts = Timeouts(connect=timeout)
         chain.counters = plugin.counters
 
         async def deliver():
@@ -68,6 +82,12 @@ async def known(deliver):
     """Give what is remembered: address -> connections in vain."""
     marks = await deliver.chain.counters.marks(PREFIX)
     return {mark.key.removeprefix(PREFIX): json.loads(mark.note)["tries"] for mark in marks}
+
+
+async def test_a_connection_that_nobody_answers_is_remembered(remote, full):
+    deliver = remote(full, timeout=0.1)
+    assert "no connection in time" in (await deliver()).text
+    assert await known(deliver) == {f"127.0.0.1[127.0.0.1]:{full}": 1}
 
 
 async def test_an_address_rests_after_two_connections_in_vain(remote, silent, clock):
