@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from gateway.pool import Pool, Seat
+    from gateway.pool import Pool
     from gateway.process import Process
+    from gateway.seat import Seat
 
     Rows = AsyncIterator[dict[str, Any]]
     #: (who asks) -> what has changed.

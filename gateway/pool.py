@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gateway import events
@@ -15,13 +14,14 @@ from gateway.handover import AGENT, SUBMIT
 from gateway.listeners import close_sockets
 from gateway.process import Process
 from gateway.queue.slots import slots_of
+from gateway.seat import Seat
 from gateway.services import Clock
 from gateway.sharing import Ledger
 from gateway.watchdog import LONG_PATIENCE, LOOK, PATIENCE, Suspicion, culprit
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from gateway.agency import Agency
     from gateway.configuration import Configuration
@@ -40,30 +40,6 @@ _STOP = 45.0
 _PAUSE = 30.0
 #: One that has lived for so many seconds dies for the first time.
 _SOUND = 60.0
-
-
-@dataclass(slots=True)
-class Seat:
-    """One of the workers, whichever process it is at the moment."""
-
-    number: int
-    #: Its sockets; they stay open while nobody is there, so that connections wait.
-    sockets: Sockets
-    process: Process | None = None
-    #: It serves.
-    ready: bool = False
-    patience: float = PATIENCE
-    #: Deaths in a row.
-    deaths: int = 0
-    #: stem -> file of the plugins that run in it.
-    plugins: Mapping[str, str] = field(default_factory=dict)
-    #: Why it was killed, when it was.
-    killed: events.WorkerDied | None = None
-
-    @property
-    def name(self) -> str:
-        """Its stream of events, and its part of the queue."""
-        return f"shard-{self.number}"
 
 
 class Pool:
