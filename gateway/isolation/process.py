@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from gateway.plugin import Plugin
 
-#: A process may take so many seconds to be ready, and to end.
+#: A process may take so many seconds to be ready, and for its `shutdown`.
 START, STOP = 60.0, 5.0
 #: A call that was cancelled has so many seconds to end before its process is killed.
 MERCY = 0.25
@@ -213,10 +213,13 @@ class Process:
         if child is None:
             return "it was not running"
         try:
-            code = await asyncio.to_thread(child.wait, MERCY if self._closed else STOP)
+            code = await asyncio.to_thread(child.wait, MERCY)
         except subprocess.TimeoutExpired:
             child.kill()
             code = await asyncio.to_thread(child.wait)
+        finally:
+            if child.poll() is None:
+                child.kill()
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
     def _kill(self, child: subprocess.Popen[bytes] | None) -> None:

@@ -80,7 +80,7 @@ def test_all_is_back_within_10_seconds_and_nothing_is_lost(site, fault, stage):
     assert told.get("plugin", "bad") == "bad"
     if fault in ("spin", "exit"):
         assert told["reason"] == {"spin": "frozen", "exit": "died"}[fault]
-    # 10 s is the aim; a machine with other work takes longer, so the number is shown and only 30 s are held to.
+    # 10 s is the aim; a machine with other work takes longer: the number is shown, and 30 s are held to.
     print(f"{fault} at {stage}: back after {took:.1f} s")
     site.until(lambda: all(one["serves"] for one in site.workers()))
     assert site.stop() == 0
