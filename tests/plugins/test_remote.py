@@ -374,6 +374,44 @@ async def test_eight_bit_is_declared_where_the_host_knows_the_word(remote):
     assert other.contents == ["Subject: t\r\n\r\nü\r\n".encode()]
 
 
+async def test_by_lmtp_each_recipient_has_an_answer_of_its_own(remote):
+    replies = "250 2.1.5 a has it\r\n452 4.2.2 b is full"
+    async with ScriptedHost({"LHLO": "250 host.example", ".": replies}) as host:
+        deliver = remote(f'remote: {{routes: {{"": "lmtp:127.0.0.1:{host.port}"}}}}\n')
+        outcomes = await deliver("a@x.example", "b@x.example")
+    assert results(outcomes) == [("delivered", "2.1.5"), ("deferred", "4.2.2")]
+    assert host.commands[0] == "LHLO mx.example"
+
+
+@pytest.mark.parametrize(
+    ("host", "destination"),
+    [
+        ("lmtp:mda.example", "lmtp:mda.example:24"),
+        ("lmtp:192.0.2.1", "lmtp:192.0.2.1:24"),
+        ("lmtp:[2001:db8::1]:2400", "lmtp:[2001:db8::1]:2400"),
+        ("lmtp:unix:/run/lmtp", "lmtp:unix:/run/lmtp"),
+        ("lmtp:26", "lmtp:26"),
+    ],
+)
+async def test_hosts_that_speak_lmtp(chain_of, host, destination):
+    chain = chain_of(f'remote: {{routes: {{"": "{host}"}}}}\n', "remote")
+    assert (await chain.ask(Stages.route, Recipient.of("u@x.example"))).value.destination == destination
+
+
+async def test_we_speak_from_the_address_that_is_set(remote):
+    seen = []
+
+    async def greet(writer):
+        seen.append(writer.get_extra_info("peername")[0])
+        writer.write(b"220 hi\r\n")
+
+    async with ScriptedHost({"greeting": greet}) as host:
+        await remote(f'remote: {{source: [127.0.0.9], routes: {{"": "127.0.0.1:{host.port}"}}}}\n')("u@x")
+        relay = f'{{hosts: ["127.0.0.1:{host.port}"], source: ["::1", 127.0.0.8]}}'
+        await remote(f'remote: {{source: [127.0.0.9], routes: {{"": {relay}}}}}\n')("u@x")
+    assert seen == ["127.0.0.9", "127.0.0.8"]
+
+
 # Connections used again
 
 
