@@ -69,9 +69,9 @@ class PostgresQueue(Queue):
         self._prepare()
         # Connections bear the node's name: by it the others find those of a node that hangs.
         database = replace(self._database, name=self._name)
-        #: For what must not wait for each other: stores, claims and questions, bodies, the lease.
-        self._links = tuple(Link(database) for _ in range(4))
-        writing, self._reading, bulk, leasing = self._links
+        #: For what must not wait for each other: stores, claims, what people ask, bodies, the lease.
+        self._links = tuple(Link(database) for _ in range(5))
+        writing, self._reading, self._asking, bulk, leasing = self._links
         try:
             await leasing.run(migrate)
             self._lease = Lease(leasing, self._name, self._seconds, self._woken)
@@ -240,7 +240,8 @@ class PostgresQueue(Queue):
                 raise QueueError("the other nodes of the queue have taken this one for dead") from error
             raise
         for one in large:
-            self._bodies.keep(one, self.spool_folder)
+            with contextlib.suppress(OSError):  # the database has the body
+                self._bodies.keep(one, self.spool_folder)
         return gone
 
     async def restore(self, snapshot: Snapshot) -> bool:
@@ -473,7 +474,7 @@ class PostgresQueue(Queue):
             recipients = await statements.recipients_of(connection, ids)
             return self._entry(found[0], recipients.get(entry_id, []))
 
-        entry = await self._reading.run(get)
+        entry = await self._asking.run(get)
         if entry is not None and self._is_absent(entry):
             try:
                 await self._bring(entry)
@@ -519,7 +520,7 @@ class PostgresQueue(Queue):
     ) -> list[Entry]:
         found: list[Entry] = []
         while after is not None and (limit is None or len(found) < limit):
-            page: Page = await self._reading.run(partial(_turned, work, after))
+            page: Page = await self._asking.run(partial(_turned, work, after))
             found += page.touched
             after = page.last
         return found[:limit]
@@ -553,7 +554,7 @@ class PostgresQueue(Queue):
         """Count the recipients that have not ended, by domain, state and age."""
         bounds = [float(minutes) for minutes in AGES]
         found: dict[tuple[bytes, str], tuple[list[int], float]] = {}
-        for domain, state, column, count, oldest in await self._reading.run(
+        for domain, state, column, count, oldest in await self._asking.run(
             lambda one: statements.stats(one, self._now(), bounds)
         ):
             ages, birth = found.get((bytes(domain), state), ([0] * (len(AGES) + 1), oldest))
