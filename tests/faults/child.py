@@ -18,7 +18,7 @@ from injector import Injector
 
 from gateway import faultpoint, message
 from gateway.journal import writer as journal_writer
-from gateway.queue import Filter, dispatcher, ending
+from gateway.queue import Filter, QueueError, dispatcher, ending
 from gateway.worker import Configuration, Worker
 
 #: Bodies over this are files, and an entry of more recipients is stored in several transactions.
@@ -40,13 +40,21 @@ async def serve(conf, mode, injector=None):
         await asked.wait()
     if mode == "serve":
         await asyncio.Event().wait()
-    while await worker.queue.stats() or mode == "look":
-        if mode != "look" and await worker.queue.retry(Filter(state="queued")):
-            worker.dispatchers[0].wake()
+    while await waits(worker, mode):
         await asyncio.sleep(0.03)
     await worker.stop()
     if injector:
         say(f"failed {injector.fired}")
+
+
+async def waits(worker, mode):
+    """Say whether anything is queued still, and hurry it."""
+    try:
+        if mode != "look" and await worker.queue.retry(Filter(state="queued")):
+            worker.dispatchers[0].wake()
+        return await worker.queue.stats() or mode == "look"
+    except QueueError:
+        return True
 
 
 def injected(fault):

@@ -179,7 +179,7 @@ class Site(Gateway):
             assert event["sequence"] == number
             if event["event"] == "message.accepted" and event["message"] not in born:
                 born.add(event["message"])
-                told[event["sender"].partition("@")[0]] += event["origin"] == "smtp"
+                told[event.get("sender", "").partition("@")[0]] += event["origin"] == "smtp"
             elif event["event"] == "message.finished":
                 ended.add(event["message"])
         assert self.load.accepted <= told.keys()
