@@ -33,7 +33,7 @@ virtual_domains: {{domains: {{example.org: abc}}}}
 accounts: {{system: false, virtual: {{abc: {{home: home}}}}}}
 remote: {{routes: {{"": "127.0.0.1:1"}}}}
 """
-PATIENCE = 30.0
+PATIENCE = 100.0
 
 
 class Site:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 #: Every recipient of its own destination waits for the file `go`; how many run at a time is seen in `seen`.
 SLOW = """
 import asyncio, os
@@ -115,6 +115,16 @@ def test_a_worker_that_cannot_be_started_again_is_no_loss_to_clients(site):
     (site.base / "plugins" / "broken.py").unlink()
     site.until(lambda: all(one["serves"] for one in site.workers()))
     assert site.stop() == 0
+
+
+def test_when_no_worker_is_left_and_none_can_be_started_the_gateway_ends_with_the_error(site):
+    site.configure(workers=1)
+    site.start()
+    site.plugin("broken", "1 / 0\n")
+    os.kill(site.workers()[0]["pid"], signal.SIGKILL)
+    assert site.process.wait(60) == 1
+    (stopped,) = site.events("gateway.stopped")
+    assert stopped["reason"] == "no worker can be started"
 
 
 def test_without_a_supervisor_workers_end_by_themselves(site):
