@@ -40,7 +40,7 @@ async def serve(conf, mode, injector=None):
         await asked.wait()
     if mode == "serve":
         await asyncio.Event().wait()
-    while await waits(worker, mode):
+    while await waits(worker, mode):  # noqa: ASYNC110 - no event says that a queue is empty
         await asyncio.sleep(0.03)
     await worker.stop()
     if injector:
