@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Rows that are on their way at one time: an asker that is slow holds the other side up, and no memory.
 WINDOW = 200
+#: A longer line ends the link; a message with 100,000 recipients is a tenth of it.
+LONGEST = 256 * 1024**2
 
 
 class Link(asyncio.Protocol):
@@ -35,6 +37,7 @@ class Link(asyncio.Protocol):
         self._ids = count(1)
         self._out: list[bytes] = []
         self._in: list[bytes] = []
+        self._length = 0
         self._asked: dict[int, asyncio.Queue[list[Any]]] = {}
         self._answers: dict[int, _Answer] = {}
         self._transport: asyncio.Transport
@@ -114,10 +117,13 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came; a line may come in pieces."""
         self._in.append(data)
+        self._length += len(data)
         if b"\n" not in data:
+            if self._length > LONGEST:
+                self._transport.abort()
             return
         *lines, rest = b"".join(self._in).split(b"\n")
-        self._in = [rest]
+        self._in, self._length = [rest], len(rest)
         for line in lines:
             self._line(json.loads(line))
 

@@ -124,6 +124,15 @@ async def test_when_the_other_end_is_gone_who_waits_hears_it_and_its_work_ends()
         link.tell("forever")
 
 
+async def test_a_line_without_an_end_ends_the_link(monkeypatch):
+    monkeypatch.setattr("gateway.link.LONGEST", 1000)
+    one, other = socket.socketpair()
+    link = await Link.open(one, {})
+    other.sendall(b"[" * 1001)
+    await asyncio.wait_for(link.lost.wait(), 5)
+    other.close()
+
+
 async def test_calls_of_one_turn_are_one_write(monkeypatch):
     async with linked(add=lambda n: n) as (link, _):
         writes = []
