@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.address import Address
@@ -152,6 +152,7 @@ def test_content_on_the_wire_at_every_split(raw, wire):
             assert encoded(raw, first, second) == wire
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("a.\r\n", max_size=6).map(str.encode), max_size=6))
 def test_no_content_ends_itself(chunks):
     wire = b"".join(encode_content(iter(chunks)))
