@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from difflib import unified_diff
 from typing import TYPE_CHECKING, Any
 
-from gateway.envelope import Failure, Outcome
+from gateway.envelope import Failure, Notice, Outcome
 from gateway.hookspecs import SPECS, Stages
 from gateway.testing.build import delivery, entry, message, recipient, transaction
 
@@ -92,6 +92,7 @@ def calls(letter: Letter) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     attempt = delivery(queued)
     outcome = Outcome(0, "deferred", "no answer", "4.4.1")
     failures = [Failure(one.recipient, "no such user", "5.1.1") for one in queued.recipients]
+    notices = [Notice(one.recipient, "delayed", "no answer", "4.4.1") for one in queued.recipients]
     once: dict[str, tuple[Any, ...]] = {
         "connect": (made.session,),
         "helo": (made.session, letter.helo),
@@ -105,6 +106,8 @@ def calls(letter: Letter) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
         "outgoing": (attempt, letter.content),
         "retry": (attempt, outcome),
         "bounce": (queued, failures),
+        "report": (queued, notices),
+        "scram_keys": (made.session, letter.sender),
     }
     for stage in SPECS:
         if stage in once:

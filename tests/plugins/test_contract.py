@@ -20,6 +20,7 @@ SETTINGS = {
     "accounts_sql": "accounts_sql: {database: accounts.sqlite}",
     "aliases": "aliases: {names: {info: [ann@example.com]}}\nlocals: {domains: [example.org]}",
     "attachment_block": "attachment_block: {names: [.exe]}",
+    "auth_file": "auth_file: {}",
     "badmailfrom": "badmailfrom: {senders: [sender@example.com]}",
     "bounces": "",
     "business_hours": "business_hours: {senders: [sender@example.com]}",
@@ -28,6 +29,7 @@ SETTINGS = {
     "locals": "locals: {domains: [example.org]}",
     "percenthack": "percenthack: {domains: [example.org]}",
     "rcpthosts": "rcpthosts: {domains: [example.org]}",
+    "postgres_queue": "postgres_queue: {database: 'host=/nonexistent'}",
     "recipient_rewrite": "recipient_rewrite: {file: table.csv, before: [locals]}",
     "relay_control": "relay_control: {clients: [192.0.2.0/24, .example.com]}",
     "score_tag": "score_tag: {tag_at: 0, fields: [Subject, X]}",
@@ -38,6 +40,7 @@ SETTINGS = {
 
 #: What stands in files.
 FILES = {
+    "passwords": "",
     "ranges.csv": "192.0.2.0,192.0.2.255,XA\n",
     "table.csv": "info@example.org,ann@example.com\n@b,@c\n",
 }
