@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from email.utils import format_datetime
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from gateway import Client, Message
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 #: A macro's longest value; a client may choose some of them, and a packet has a bound.
 LONGEST = 1000
+_VERSION = version("mailward")
 _AUTHSERV_ID = re.compile(rb"\s*(?:\([^)]*\)\s*)*\"?([^\s;\"]+)")
 
 
@@ -111,7 +113,9 @@ def _of_client(session: Session | None, hostname: str) -> dict[str, str]:
     return {
         "j": hostname,
         "_": f"{name} [{ip}]",
-        "v": "Mailward",
+        "v": f"Mailward {_VERSION}",
+        # Filters that make up a Received field ask for the version of the configuration, too.
+        "Z": _VERSION,
         "daemon_name": session.listener if session else "submit",
         "daemon_addr": here,
         "if_addr": here,

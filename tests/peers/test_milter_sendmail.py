@@ -15,7 +15,7 @@ from peer import Gateway, eventually, folder_of, free_port
 from test_milter_postfix import POLICY
 
 SENDMAIL = "/opt/sendmail-peer/usr/libexec/sendmail/sendmail"
-pytestmark = pytest.mark.peer("sendmail-bin")
+pytestmark = [pytest.mark.peer("sendmail-bin"), pytest.mark.slow]
 
 CONF = """\
 V10/Berkeley
