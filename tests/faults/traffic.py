@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 
 SESSIONS = 8
+PIECE = 16 * 1024
 #: Who gets a message: one of ours, one elsewhere, both, and one whose mail is sent on to one of ours.
 KINDS = {
     "local": ["box@example.org"],
@@ -64,7 +65,11 @@ class Load:
             await _say(reader, writer, f"RCPT TO:<{address}>")
         await _say(reader, writer, "DATA", "354")
         content = text(token) + b"more\n" * (size // 5)
-        writer.write(content.replace(b"\n", b"\r\n") + b".\r\n")
+        wire = content.replace(b"\n", b"\r\n") + b".\r\n"
+        # In pieces, as a network would bring it.
+        for start in range(0, len(wire), PIECE):
+            writer.write(wire[start : start + PIECE])
+            await asyncio.sleep(0.001 * (start > 0))
         reply = await _reply(reader)
         if reply.startswith("250"):
             self.accepted.add(token)
