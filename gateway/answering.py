@@ -48,6 +48,7 @@ class Answering:
 
     async def connect(self, session: Session) -> Decision | None:
         """Ask `connect`; limits on sessions are the other MTA's."""
+        self._reception.opened(session)
         return await self._ask(session, Stages.connect, session)
 
     async def helo(self, session: Session, name: str) -> Decision | None:

@@ -79,11 +79,15 @@ class Reception:
         self._chains[session.id] = self._chain()
         return session
 
-    async def connect(self, session: Session) -> Decision | None:
-        """Count the session against its limits, and ask `connect`; again when a proxy names another."""
+    def opened(self, session: Session) -> None:
+        """Tell who has connected."""
         client = session.client
         told: dict[str, Any] = {"client_name": client.name, "client_port": client.port}
         self._emit(session, events.SessionOpened(**about(session), protocol=session.protocol, **told))
+
+    async def connect(self, session: Session) -> Decision | None:
+        """Count the session against its limits, and ask `connect`; again when a proxy names another."""
+        self.opened(session)
         self._give_back(session)
         over = await self._over(session)
         if over is not None:

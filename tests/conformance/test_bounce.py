@@ -68,7 +68,7 @@ class Run:
             lambda: self.chain,
             SimpleNamespace(flush=self.flush),
             SimpleNamespace(clock=self.clock),
-            lambda: SimpleNamespace(concurrency=concurrency, lifetime=lifetime),
+            lambda: SimpleNamespace(concurrency=concurrency, lifetime=lifetime, delay_warning=lifetime),
             self.admit,
             plugins["bounces"].site,
         )
