@@ -11,8 +11,8 @@ from gateway.decision import Defer, Reject
 from gateway.envelope import Notice, Outcome, Recipient, Transaction, new_id
 from gateway.faultpoint import point
 from gateway.hookspecs import Stages
+from gateway.queue.dsn import inherited, success, wants, wants_warning, warned
 from gateway.queue.guarded import Guarded
-from gateway.queue.notify import inherited, success, wants, wants_warning, warned
 
 if TYPE_CHECKING:
     import asyncio

@@ -19,7 +19,7 @@ from gateway.hookspecs import Stages
 from gateway.queue.attempt import admitted, age, facts
 from gateway.queue.birth import told
 from gateway.queue.bounce import DOUBLE, plain_bounce
-from gateway.queue.notify import wants
+from gateway.queue.dsn import wants
 from gateway.queue.store import ENDED, Finish, Rest
 
 if TYPE_CHECKING:

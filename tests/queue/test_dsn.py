@@ -8,7 +8,7 @@ import pytest
 from gateway.address import Address
 from gateway.envelope import Birth, Entry, Outcome, Recipient
 from gateway.message import Message
-from gateway.queue.notify import inherited, success, wants, wants_warning, warned
+from gateway.queue.dsn import inherited, success, wants, wants_warning, warned
 
 pytest_plugins = ["gateway.testing.fixtures"]
 
