@@ -66,6 +66,11 @@ class Agency:
         with os.fdopen(files[0], "rb") as file:
             return file.read(_LONGEST_FILE)
 
+    async def notify(self, word: str) -> None:
+        """Have systemd told: it listens to the agent alone. Mail does not depend on it."""
+        with contextlib.suppress(AgentError, OSError):
+            await asyncio.to_thread(self._ask_now, {"do": "notify", "word": word})
+
     async def bind(self, listeners: Sequence[Listener], workers: int) -> list[Sockets]:
         """Have the configuration read by root's reader, and these of its listeners opened.
 

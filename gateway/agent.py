@@ -1,12 +1,13 @@
 """The agent: the only code that ever runs as root. It reads no YAML and no mail, and runs no plugin.
 
-It binds the listed addresses, starts the supervisor as `gateway.user`, and from then on answers three
+It binds the listed addresses, starts the supervisor as `gateway.user`, and from then on answers four
 requests that workers send over one inherited socket:
 
   account   hand this request to the child that has become a listed account (it delivers, or looks whether
             a `.qmail` file takes an address); what it does there is up to the account's own files
   read      open a file of TLS that the configuration names
   reload    read the configuration again, by a reader without rights; bind what it lists anew
+  notify    tell systemd that we are ready, reload, or stop: it listens to the agent alone
 
 A request is a datagram with open files; the last of them is where its answer goes. What a request may say is
 little, so a worker that was taken over gains little: it can have listed accounts do what their files ask for.
@@ -32,6 +33,7 @@ from gateway.accounts.book import Book
 from gateway.endpoint import Endpoint
 from gateway.errors import AgentError, GatewayError
 from gateway.listeners import close_sockets, share_out
+from gateway.notify import WORDS, notify
 from gateway.privilege import become, give_state, read, user_of
 
 if TYPE_CHECKING:
@@ -182,6 +184,9 @@ class Agent:
             self._read(str(asked["path"]), files[-1])
         elif what == "reload":
             self._reload([str(one) for one in asked["bind"]], files[-1])
+        elif what == "notify" and asked["word"] in WORDS:
+            notify(asked["word"])
+            _answer(files[-1], {"told": asked["word"]})
         else:
             raise AgentError(f"there is no request {what}")
 

@@ -22,6 +22,7 @@ from gateway.fanout import Fanout
 from gateway.journal import Journal
 from gateway.listeners import close_sockets, share_out
 from gateway.log import Log
+from gateway.notify import notify
 from gateway.pool import Pool
 from gateway.submit import open_socket
 
@@ -87,6 +88,7 @@ async def _serve(
         await stack.enter_async_context(beside())
         await supervisor.start(shares)
         supervisor.listen_to_signals()
+        await supervisor.tell("READY")
         ready()
         await supervisor.serve()
 
@@ -140,11 +142,19 @@ class Supervisor:
         ends: list[asyncio.Future[Any]] = [self._reason, self._pool.failed]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         reason = self._reason.result() if self._reason.done() else "no worker can be started"
+        await self.tell("STOPPING")
         await self._pool.stop(reason)
         seconds = round(time.time() - self._began, 3)
         self._journal.emit(events.GatewayStopped(reason=reason, seconds=seconds))
         if not self._reason.done():
             raise self._pool.failed.result()
+
+    async def tell(self, word: str) -> None:
+        """Tell systemd, where it has started us."""
+        if self._agency and "NOTIFY_SOCKET" in os.environ:
+            await self._agency.notify(word)
+        else:
+            notify(word)
 
     def _open_journal(self, workers: int) -> None:
         settings = self._configuration.settings
@@ -189,6 +199,7 @@ class Supervisor:
     async def _reload(self, actor: str) -> dict[str, list[str]]:
         """Use a new reading of conf.d, all of it or none. Raises GatewayError; then the old one runs on."""
         old = self._configuration
+        await self.tell("RELOADING")
         try:
             new = Configuration.load(old.folder, old.tree.base)
             changes = await self._pool.reload(new)
@@ -197,6 +208,8 @@ class Supervisor:
             event = events.ConfigRejected(folder=str(old.folder), problems=problems, actor=actor)
             self._journal.emit(event)
             raise
+        finally:
+            await self.tell("READY")
         self._configuration = new
         self._tell_loaded(actor)
         return changes
