@@ -36,6 +36,12 @@ def _mail_address(text: str) -> str:
     return text
 
 
+def _workers(value: Any) -> Any:
+    if value != "auto" and not (isinstance(value, int) and 1 <= value <= 64):  # noqa: PLR2004
+        raise ValueError("should be auto or a number from 1 to 64")
+    return value
+
+
 def _known_protocol(value: Any) -> Any:
     if value in _LATER:
         raise ValueError(f"{value} is for a later version: smtp, submission, lmtp and milter are served now")
@@ -66,7 +72,7 @@ class Gateway(Block):
     #: The folder of the queue, the journal and all other state.
     state: ConfigPath = Path("var")
     #: Processes that serve mail; `auto` is one for each core.
-    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
+    workers: Annotated[Literal["auto"] | int, BeforeValidator(_workers)] = "auto"
     #: The user to become when started as root.
     user: str = ""
     #: What stands in the banner, and in the replies to HELO and EHLO; its first word should be a host name.

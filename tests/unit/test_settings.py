@@ -234,13 +234,6 @@ remote:
     ]
 
 
-def test_keys_of_later_parts_are_unknown_now():
-    assert problems("remote: {when: {}, isolation: thread}") == [
-        "conf.d/1.yaml:1: remote.when: unknown key",
-        "conf.d/1.yaml:1: remote.isolation: unknown key",
-    ]
-
-
 def test_a_union_gives_one_problem_for_one_place():
     text = """
 remote:
