@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import gc
 import inspect
 import socket
 import struct
@@ -10,6 +11,7 @@ import tracemalloc
 
 import aiosmtpd.smtp
 import pytest
+import uvloop
 
 from gateway.decision import Accept, Reject
 from gateway.envelope import Recipient, Session, Transaction, new_id
@@ -193,6 +195,35 @@ async def test_a_client_that_leaves_cannot_stop_a_commit(serve, reception):
     await asyncio.wait_for(reception.over.wait(), PATIENCE)
     assert reception.stored == [b"x\n"]
     assert reception.resets == []
+
+
+def test_a_client_that_left_during_a_command_is_forgotten_by_the_loop_that_gateways_use(tmp_path):
+    """A transport of uvloop refuses to write once the client is gone, where asyncio's says nothing."""
+    told = []
+
+    async def leaves():
+        reception = FakeReception(tmp_path)
+        reception.may_commit.clear()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context))
+        server = Server(reception, Limits(), "mx.example.org", MX, loop, None, Certificates(Tls()))
+        listening = await loop.create_server(server, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        writer.write(ENVELOPE + b"x\r\n.\r\n")
+        await asyncio.wait_for(reception.working.wait(), PATIENCE)
+        server.abort()
+        async with asyncio.timeout(PATIENCE):
+            while not reception.sessions[0].closed:
+                await asyncio.sleep(0.01)
+        reception.may_commit.set()
+        await asyncio.wait_for(server.close_gently(), PATIENCE)
+        writer.close()
+        listening.close()
+        assert reception.ends == ["shutdown"]
+
+    uvloop.run(leaves())
+    gc.collect()
+    assert told == []
 
 
 async def test_a_client_that_half_closes_gets_its_reply(serve, reception):

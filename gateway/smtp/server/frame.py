@@ -110,6 +110,10 @@ class Frame(SMTP):
         if self._waiting and not self.in_message:
             self._interrupt()
 
+    def abort(self) -> None:
+        """Cut the client off."""
+        self._writer.transport.abort()
+
     async def _handle_client(self) -> None:
         try:
             await self.converse()
@@ -153,8 +157,7 @@ class Frame(SMTP):
         self._waiting = True
         try:
             if self._replies:
-                self._writer.write(bytes(self._replies))
-                self._replies.clear()
+                self._send()
                 await self._writer.drain()
             data = await self._reader.read(BLOCK)
         except OSError:
@@ -177,8 +180,7 @@ class Frame(SMTP):
     async def start_tls(self, context: ssl.SSLContext, seconds: float) -> None:
         """Send what was said, then shake hands; nothing may be `ahead`. Raises OSError, ssl.SSLError."""
         self._pause()
-        self._writer.write(bytes(self._replies))
-        self._replies.clear()
+        self._send()
         transport = await self.loop.start_tls(
             self._writer.transport, self, context, server_side=True, ssl_handshake_timeout=seconds
         )
@@ -192,6 +194,12 @@ class Frame(SMTP):
         """Give the TLS that is up, None when there is none."""
         found: ssl.SSLObject | None = self._writer.get_extra_info("ssl_object")
         return found
+
+    def _send(self) -> None:
+        """Send what was said; to a client that is gone there is nothing to send, and uvloop would raise."""
+        if not self.session.closed:
+            self._writer.write(bytes(self._replies))
+        self._replies.clear()
 
     def _pause(self) -> None:
         if not self.session.closed:
@@ -218,7 +226,7 @@ class Frame(SMTP):
         if self._farewell is not None:
             self.say(self._farewell)
         if self._replies:
-            self._writer.write(bytes(self._replies))
+            self._send()
             if self.reason in _SENT_AWAY:
                 await self._linger()
         self._writer.close()

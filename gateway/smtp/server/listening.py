@@ -77,8 +77,7 @@ class Server:
     def abort(self) -> None:
         """Cut off whoever is still there."""
         for connection in list(self.connections):
-            if isinstance(connection.transport, asyncio.WriteTransport):
-                connection.transport.abort()
+            connection.abort()
 
     def forget(self, connection: Frame) -> None:
         """Drop a connection that is over."""
