@@ -69,6 +69,8 @@ class Frame(SMTP):
         self._farewell: Reply | None = None
         self._replies = bytearray()
         self._waiting = False
+        #: The connection is gone, not only the session over.
+        self._lost = False
 
     # What asyncio calls
 
@@ -94,7 +96,7 @@ class Frame(SMTP):
     def connection_lost(self, error: Exception | None) -> None:
         """Note that the client is gone; a command under way comes to its end."""
         asyncio.StreamReaderProtocol.connection_lost(self, error)
-        self.session.closed = True
+        self._lost = self.session.closed = True
 
     def eof_received(self) -> bool:
         """Note that the client sends no more; it may still wait for replies, which TLS does not allow."""
@@ -197,7 +199,7 @@ class Frame(SMTP):
 
     def _send(self) -> None:
         """Send what was said; to a client that is gone there is nothing to send, and uvloop would raise."""
-        if not self.session.closed:
+        if not self._lost:
             self._writer.write(bytes(self._replies))
         self._replies.clear()
 
