@@ -1,0 +1,14 @@
+"""Folders that another user may enter."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def open_folder():
+    with tempfile.TemporaryDirectory(prefix="mailward-units-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
