@@ -1,13 +1,11 @@
 """A worker's side of the agent: deliveries as other users, files of TLS, sockets of new listeners.
 
-What comes back from a child is the account's own word, not ours: it is read as data of a known shape, and
-names no file.
+What comes back from a child is the account's own word, not ours: see `gateway.errand`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import os
@@ -15,35 +13,33 @@ import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gateway.address import Address
 from gateway.endpoint import Endpoint
-from gateway.envelope import Account, Birth, Outcome
-from gateway.errors import AgentError, GatewayError
+from gateway.envelope import Outcome
+from gateway.errand import LONGEST_ANSWER, asked_to_deliver, asked_whether_exists, outcome_of
+from gateway.errors import AgentError
 from gateway.hookspecs import Stages
-from gateway.isolation.values import pack
-from gateway.message import FileBody, Message
+from gateway.message import FileBody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from gateway.chain import Step
-    from gateway.envelope import Delivery, EntryRecipient, Recipient
+    from gateway.envelope import Account, Delivery, EntryRecipient, Recipient
     from gateway.listeners import Sockets
     from gateway.plugin import Plugin
     from gateway.settings import Listener
 
 #: The plugins that deliver as the account that a recipient belongs to.
 AS_ACCOUNT = ("dot_qmail",)
-#: The longest request, and the longest answer, without a body that stays the same.
-LONGEST = 128 * 1024 * 1024
 #: A file that the agent reads for us.
 _LONGEST_FILE = 1024 * 1024
 #: The agent answers at once; children that deliver have limits of their own.
 _WAIT = 30.0
 _MOST_FILES = 253
 _BUSY = 0.05
-_RESULTS = ("delivered", "deferred", "failed")
+#: The account whose home the gateway has made: it is ours.
+_ALIAS = "alias"
 
 
 class Agency:
@@ -59,7 +55,9 @@ class Agency:
         return replace(step, call=_AsAccount(self, plugin, step.call).at(stage))
 
     def read(self, path: Path) -> bytes:
-        """Have root open a file of TLS. Raises OSError."""
+        """Read a file of TLS; have root open it where we may not. Raises OSError."""
+        with contextlib.suppress(PermissionError):
+            return path.read_bytes()
         said, files = self._ask_now({"do": "read", "path": str(path)})
         if not files:
             raise PermissionError(13, said.get("error", "the agent did not answer"), str(path))
@@ -89,27 +87,40 @@ class Agency:
             shares.append(share)
         return shares or [{} for _ in range(workers)]
 
-    async def ask(self, account: Account, request: dict[str, Any], body: FileBody | None) -> dict[str, Any]:
+    async def ask(self, account: Account, request: bytes, body: FileBody | None) -> dict[str, Any]:
         """Have the child of an account do something; to be cancelled is to hang up. Raises AgentError."""
-        ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as stack:
-            stack.callback(theirs.close)
-            files = [_in_memory(json.dumps(request).encode())]
+            files = [_in_memory(request)]
             stack.callback(os.close, files[0])
             if body is not None:
                 files.append(os.open(body.path, os.O_RDONLY | os.O_CLOEXEC))
                 stack.callback(os.close, files[1])
-            await self._send(
-                {"do": "account", "account": account.user, "home": account.home}, [*files, theirs.fileno()]
-            )
-        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LONGEST)
-        try:
-            said = await _all(reader)
-        finally:
-            writer.close()
+            asked = {"do": "account", "account": account.user, "home": account.home}
+            said = await self._asked(asked, files)
         if "error" in said:
             raise AgentError(f"as {account.user}: {said['error']}")
         return said
+
+    async def login(self, plugin: str, credentials: int) -> int:
+        """Have root run a plugin's program on a login, with this file as its fd 3; gives its exit code.
+
+        Raises AgentError.
+        """
+        said = await self._asked({"do": "login", "plugin": plugin}, [credentials])
+        if "error" in said:
+            raise AgentError(str(said["error"]))
+        return int(said["exit"])
+
+    async def _asked(self, asked: dict[str, Any], files: Sequence[int]) -> dict[str, Any]:
+        """Ask what may take its time. Raises AgentError."""
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LONGEST_ANSWER)
+        try:
+            with theirs:
+                await self._send(asked, [*files, theirs.fileno()])
+            return await _all(reader)
+        finally:
+            writer.close()
 
     async def _send(self, asked: dict[str, Any], files: Sequence[int]) -> None:
         data = json.dumps(asked).encode()
@@ -161,8 +172,7 @@ class _AsAccount:
             return outcome
         message = delivery.entry.message
         body = message.body if isinstance(message.body, FileBody) else None
-        entry = replace(delivery.entry, message=Message(message.header, b"" if body else message.body))
-        request = self._request("deliver", account, replace(sent, entry=entry))
+        request = asked_to_deliver(self._plugin.stem, account, sent)
         try:
             return outcome_of(await self._agency.ask(account, request, body), one.number, message)
         except AgentError as error:
@@ -173,67 +183,20 @@ class _AsAccount:
         if account is None:
             found: bool = await self._inline(recipient)
             return found
-        said = await self._agency.ask(account, self._request("exists", account, recipient), None)
-        return said["value"] is not False
+        request = asked_whether_exists(self._plugin.stem, account, recipient)
+        return (await self._agency.ask(account, request, None)).get("value") is not False
 
     async def _inline(self, subject: Any) -> Any:
         said = self._call(subject)
         return await said if hasattr(said, "__await__") else said
 
     async def _account(self, recipient: Recipient) -> Account | None:
-        """Give the account to become; None when it is ours, or nobody's, so that the plugin says so here."""
+        """Give the account to become; None when nobody has it, or it is alias in our own state folder."""
         local, _, host = recipient.address.rpartition("@")
         answer = await self._plugin.chain.ask(Stages.account, local, host)
         account: Account | None = None if answer.failed else answer.value
-        return None if account is None or account.uid == self._agency.uid else account
-
-    def _request(self, stage: str, account: Account, subject: Any) -> dict[str, Any]:
-        stem = self._plugin.stem
-        return {"stage": stage, "plugin": stem, "account": pack(account), "subject": pack(subject, stem)}
-
-
-def answer_of(outcomes: Sequence[Outcome], message: Message) -> dict[str, Any]:
-    """Write what a child answers to `deliver`: one outcome, and its births with bodies that differ."""
-    (outcome,) = outcomes
-    births = [
-        {
-            "sender": one.sender,
-            "recipients": list(one.recipients),
-            "origin": one.origin,
-            "header": base64.b64encode(one.message.header).decode(),
-            "body": None if one.message.body is message.body else _encoded(one.message),
-        }
-        for one in outcome.births
-    ]
-    return {"result": outcome.result, "text": outcome.text, "status": outcome.status, "births": births}
-
-
-def outcome_of(said: dict[str, Any], number: int, message: Message) -> Outcome:
-    """Read what `answer_of` writes. Raises AgentError for anything else."""
-    try:
-        if said["result"] not in _RESULTS:
-            raise AgentError(f"there is no result {said['result']}")
-        births = tuple(
-            Birth(
-                Address(str(one["sender"])),
-                tuple(Address(str(each)) for each in one["recipients"]),
-                Message(
-                    base64.b64decode(one["header"], validate=True),
-                    message.body if one["body"] is None else base64.b64decode(one["body"], validate=True),
-                ),
-                "list" if one["origin"] == "list" else "forward",
-            )
-            for one in said["births"]
-        )
-        return Outcome(number, said["result"], str(said["text"]), str(said["status"]), births=births)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise AgentError(f"its answer is not understood: {error!r}") from error
-    except GatewayError as error:
-        raise AgentError(str(error)) from error
-
-
-def _encoded(message: Message) -> str:
-    return base64.b64encode(b"".join(message.chunks())[len(message.header) :]).decode()
+        ours = account is not None and (account.user, account.uid) == (_ALIAS, self._agency.uid)
+        return None if ours else account
 
 
 def _in_memory(data: bytes) -> int:
@@ -248,11 +211,11 @@ async def _all(reader: asyncio.StreamReader) -> dict[str, Any]:
     data = bytearray()
     while block := await reader.read(1024 * 1024):
         data += block
-        if len(data) > LONGEST:
+        if len(data) > LONGEST_ANSWER:
             raise AgentError("its answer is too long")
     try:
         said = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
         raise AgentError("it ended without an answer")

@@ -5,7 +5,8 @@ requests that workers send over one inherited socket:
 
   account   hand this request to the child that has become a listed account (it delivers, or looks whether
             a `.qmail` file takes an address); what it does there is up to the account's own files
-  read      open a file of TLS that the configuration names
+  login     have a program that the configuration names look at a login, as root; gives its exit code
+  read      open a file of TLS that the configuration names, if nobody but root can change where it leads
   reload    read the configuration again, by a reader without rights; bind what it lists anew
   notify    tell systemd that we are ready, reload, or stop: it listens to the agent alone
 
@@ -18,23 +19,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
+import select
 import selectors
 import signal
 import socket
 import stat
-import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.accounts.book import Book
 from gateway.endpoint import Endpoint
-from gateway.errors import AgentError, GatewayError
+from gateway.errors import AgentError
+from gateway.forking import serve_as, start_child, start_login
 from gateway.listeners import close_sockets, share_out
 from gateway.notify import WORDS, notify
-from gateway.privilege import become, give_state, read, user_of
+from gateway.ownership import refuse_changeable
+from gateway.privilege import give_state, read, user_of
 
 if TYPE_CHECKING:
     import pwd
@@ -48,15 +50,14 @@ if TYPE_CHECKING:
     Serve = Callable[[Sequence[Sockets], socket.socket], None]
 
 _LONGEST_REQUEST = 4096
-#: Files that come with a request, and that go with an answer.
-_MOST_FILES = 253
+#: What comes with a request: its text, a body, the way of its answer.
+_MOST_FILES = 3
 #: A child that has been asked nothing for so many seconds is let go.
 _IDLE = 60.0
 #: Accounts that have a child at one time; the one that was asked longest ago makes room.
 _CHILDREN = 200
-#: The number of a child's way to the agent.
-_WAY = 3
-_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+#: Programs that look at logins at one time.
+_LOGINS = 16
 
 
 class Bound(NamedTuple):
@@ -89,29 +90,12 @@ def run(conf: Path, plan: Plan, serve: Serve) -> int:
         agent.supervisor = os.fork()
         if not agent.supervisor:
             ours.close()
-            _supervise(account, lambda: serve(shares, theirs))
+            serve_as(account, lambda: serve(shares, theirs))
         theirs.close()
         return agent.serve()
     finally:
         for share in shares:
             close_sockets(share)
-
-
-def _supervise(account: pwd.struct_passwd, serve: Callable[[], None]) -> None:
-    """Become the gateway's user and serve; does not return."""
-    code = 1
-    try:
-        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(one, signal.SIG_DFL)
-        become(account.pw_uid, account.pw_gid, account.pw_name)
-        os.umask(0o027)
-        serve()
-        code = 0
-    except GatewayError as error:
-        sys.stderr.write(f"{error}\n")
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def _listeners(plan: Mapping[str, Any]) -> list[Bound]:
@@ -128,10 +112,12 @@ class Agent:
         self._conf = conf
         self._plan = plan
         self._made = made
-        self._uid = account.pw_uid
+        self._account = account
         self._door = door
-        self._book = Book(made["accounts"], self._uid)
+        self._book = Book(made["accounts"], account)
         self._children: dict[Listed, Child] = {}
+        #: The processes that look at logins, and where each answer goes.
+        self._logins: dict[int, int] = {}
 
     def signals(self) -> tuple[signal.Signals, ...]:
         """Name the signals that are the supervisor's."""
@@ -145,41 +131,59 @@ class Agent:
     def serve(self) -> int:
         """Answer until the supervisor has ended; gives its exit code."""
         ending = os.pidfd_open(self.supervisor)
+        woken, wake = socket.socketpair()
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         with selectors.DefaultSelector() as ready:
-            ready.register(self._door, selectors.EVENT_READ)
-            ready.register(ending, selectors.EVENT_READ)
+            for one in (self._door, ending, woken):
+                ready.register(one, selectors.EVENT_READ)
             while True:
                 found = {key.fd for key, _ in ready.select(_IDLE / 2)}
                 if ending in found:
                     break
-                if self._door.fileno() in found:
-                    self._take()
+                if woken.fileno() in found:
+                    woken.recv(4096)
+                if self._door.fileno() in found and not self._take():
+                    ready.unregister(self._door)
                 self._tidy()
         for child in self._children.values():
             child.way.close()
         _, status = os.waitpid(self.supervisor, 0)
         return os.waitstatus_to_exitcode(status)
 
-    def _take(self) -> None:
-        """Take one request; whatever is wrong with it is its answer."""
+    def _take(self) -> bool:
+        """Take one request; whatever is wrong with it is its answer. False when there are no more."""
         data, files, _, _ = socket.recv_fds(
             self._door, _LONGEST_REQUEST, _MOST_FILES, socket.MSG_CMSG_CLOEXEC
         )
+        if not data and not files:
+            return self._is_open()
         try:
-            if not files:
-                return
-            try:
+            if files:
                 self._do(json.loads(data), data, files)
-            except (GatewayError, OSError, ValueError, LookupError, TypeError) as error:
-                _answer(files[-1], {"error": f"{error}" if str(error) else repr(error)})
+        except Exception as error:  # noqa: BLE001 - whatever a worker sends, others need us
+            _answer(files[-1], {"error": str(error) or repr(error)})
         finally:
             for one in files:
                 os.close(one)
+        return True
+
+    def _is_open(self) -> bool:
+        """Tell an empty request from the end of the way: should a worker have shut it, all ends in order."""
+        look = select.poll()
+        look.register(self._door, select.POLLRDHUP)
+        if not look.poll(0):
+            return True
+        os.kill(self.supervisor, signal.SIGTERM)
+        return False
 
     def _do(self, asked: dict[str, Any], data: bytes, files: Sequence[int]) -> None:
         what = asked["do"]
         if what == "account":
             self._hand_on(self._book.find(str(asked["account"]), str(asked["home"])), data, files)
+        elif what == "login":
+            self._login(str(asked["plugin"]), files)
         elif what == "read":
             self._read(str(asked["path"]), files[-1])
         elif what == "reload":
@@ -206,13 +210,19 @@ class Agent:
         if len(self._children) >= _CHILDREN:
             self._let_go(min(self._children, key=lambda one: self._children[one].asked))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        words = json.dumps({key: self._made[key] for key in ("site", "plugins")})
-        pid = os.fork()
-        if not pid:
-            _become(account, theirs, words)
+        about = {key: self._made[key] for key in ("site", "plugins")}
+        pid = start_child(account, theirs.fileno(), json.dumps({**about, "account": asdict(account)}))
         theirs.close()
         child = self._children[account] = Child(pid, ours)
         return child
+
+    def _login(self, plugin: str, files: Sequence[int]) -> None:
+        """Have a program look at a login; its end is the answer."""
+        program = self._made["logins"][plugin]
+        if len(self._logins) >= _LOGINS:
+            raise AgentError("too many logins at a time")
+        refuse_changeable(program[0])
+        self._logins[start_login(program, files[0])] = os.dup(files[-1])
 
     def _tidy(self) -> None:
         """Let children go that have nothing to do; bury those that have ended."""
@@ -225,7 +235,10 @@ class Agent:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if found is None or found.si_pid == self.supervisor:
                     return
-                os.waitpid(found.si_pid, 0)
+                _, status = os.waitpid(found.si_pid, 0)
+                if (reply := self._logins.pop(found.si_pid, None)) is not None:
+                    _answer(reply, {"exit": os.waitstatus_to_exitcode(status)})
+                    os.close(reply)
                 for account in [one for one, child in self._children.items() if child.pid == found.si_pid]:
                     self._let_go(account)
 
@@ -237,7 +250,7 @@ class Agent:
         """Hand over a file that the configuration names. Raises AgentError."""
         if path not in self._made["files"]:
             raise AgentError(f"{path}: no listener has this file")
-        found = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        found = os.open(refuse_changeable(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if not stat.S_ISREG(os.fstat(found).st_mode):
                 raise AgentError(f"{path}: it is no regular file")
@@ -258,7 +271,7 @@ class Agent:
             for share in shares:
                 close_sockets(share, paths=False)
         made["user"], made["workers"] = self._made["user"], self._made["workers"]
-        self._made, self._book = made, Book(made["accounts"], self._uid)
+        self._made, self._book = made, Book(made["accounts"], self._account)
         for account in list(self._children):
             self._let_go(account)
 
@@ -267,22 +280,3 @@ def _answer(reply: int, said: Mapping[str, Any], files: Sequence[int] = ()) -> N
     """Say it to whoever waits; who has left misses it."""
     with socket.socket(fileno=os.dup(reply)) as way, contextlib.suppress(OSError):
         socket.send_fds(way, [json.dumps(said).encode()], files, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-
-
-def _become(account: Listed, way: socket.socket, words: str) -> None:
-    """Become an account and run what delivers for it; does not return."""
-    try:
-        os.setsid()
-        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(one, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.chdir("/")
-        become(account.uid, account.gid, account.user if account.system else "")
-        os.umask(0o077)
-        # Nothing but the way: not a socket of a listener, not a request of another account.
-        os.dup2(way.fileno(), _WAY)
-        os.closerange(_WAY + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        program = [sys.executable, "-I", "-m", "gateway.delivering", str(_WAY), words]
-        os.execve(sys.executable, program, _ENVIRONMENT)  # noqa: S606 - no shell is wanted
-    finally:
-        os._exit(111)

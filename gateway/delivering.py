@@ -1,8 +1,9 @@
 """The child that has become an account: `python -I -m gateway.delivering DESCRIPTOR PLAN`.
 
-The agent has started it, and hands on to it what workers ask for this account. The plugin that delivers is
-loaded from files that only root can change, with the settings that the agent knows; nothing of the worker's
-says what runs. It ends when the agent hangs up and nothing is under way.
+The agent has started it, and hands on to it what workers ask for this account. Who the account is, and where
+its home, the agent says. The plugin that delivers is loaded from files that only root can change, with the
+settings that the agent knows; nothing of the worker's says what runs. It ends when the agent hangs up and
+nothing is under way.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from gateway.agency import LONGEST, answer_of
 from gateway.chain import Answer
 from gateway.counters import Counters
+from gateway.envelope import Account
+from gateway.errand import LONGEST_REQUEST, answer_of, read_request
 from gateway.errors import AgentError, GatewayError
 from gateway.hookspecs import Stages
-from gateway.isolation.values import unpack
 from gateway.loader.build import Loader
 from gateway.loader.find import Found
 from gateway.loader.steps import calls_of
 from gateway.message import BLOCK, FileBody
+from gateway.ownership import refuse_changeable
 from gateway.plugin import Services, Site
 from gateway.services import Clock, Dns
 from gateway.settings.tree import Tree
@@ -37,7 +39,7 @@ from gateway.settings.tree import Tree
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from gateway.envelope import Account, Delivery
+    from gateway.envelope import Delivery
 
 #: The account as the request has it: with the dash and the extension of its recipient.
 _account: ContextVar[Account] = ContextVar("account")
@@ -49,6 +51,8 @@ class Child:
     def __init__(self, way: socket.socket, plan: Mapping[str, Any]) -> None:
         self._way = way
         self._plan = plan
+        known = plan["account"]
+        self._account = Account(known["user"], known["uid"], known["gid"], known["home"])
         self._calls: dict[str, Mapping[str, Callable[..., Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
@@ -77,9 +81,9 @@ class Child:
 
     async def _answer(self, files: list[int]) -> None:
         """Answer one request; whoever hangs up wants it ended."""
-        request, *body, reply = files
+        *given, reply = files
         reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=reply))
-        work = asyncio.ensure_future(self._done(request, body))
+        work = asyncio.ensure_future(self._done(given))
         gone = asyncio.ensure_future(reader.read())
         try:
             await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
@@ -93,32 +97,33 @@ class Child:
             return
         finally:
             gone.cancel()
-            for one in (request, *body):
+            for one in given:
                 os.close(one)
             writer.close()
 
-    async def _done(self, request: int, body: list[int]) -> dict[str, Any]:
+    async def _done(self, given: list[int]) -> dict[str, Any]:
         try:
-            with os.fdopen(os.dup(request), "rb") as file:
-                file.seek(0)
-                asked = json.loads(file.read(LONGEST))
-            return await self._do(asked, body)
+            return await self._do(given)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the worker defers, and the event says why
             return {"error": str(error) or repr(error)}
 
-    async def _do(self, asked: dict[str, Any], body: list[int]) -> dict[str, Any]:
-        subject = unpack(asked["subject"])
-        _account.set(unpack(asked["account"]))
-        call = self._load(str(asked["plugin"])).get(str(asked["stage"]))
+    async def _do(self, given: list[int]) -> dict[str, Any]:
+        if not given:
+            raise AgentError("there is no request")
+        errand = read_request(_content(given[0]), self._account)
+        _account.set(errand.account)
+        call = self._load(errand.plugin).get(errand.stage)
         if call is None:
             raise AgentError("the plugin does not answer that stage")
         with contextlib.ExitStack() as stack:
-            if body:
-                _give_body(subject, body[0], stack)
-            said = call(subject)
+            if errand.apart:
+                _give_body(errand.subject, given[1], stack)
+            said = call(errand.subject)
             if hasattr(said, "__await__"):
                 said = await said
-            return {"value": said} if asked["stage"] == "exists" else answer_of(said, subject.entry.message)
+            if errand.stage == "exists":
+                return {"value": said}
+            return answer_of(said, errand.subject.entry.message)
 
     def _load(self, stem: str) -> Mapping[str, Callable[..., Any]]:
         """Load a plugin that the plan names. Raises GatewayError."""
@@ -152,27 +157,37 @@ class _Chain:
         """Events are the worker's."""
 
 
+def _content(source: int) -> bytes:
+    """Read a request. Raises AgentError for what is no file of bounded size."""
+    size = _size(source)
+    if size > LONGEST_REQUEST:
+        raise AgentError("the request is too long")
+    return os.pread(source, size, 0)
+
+
 def _give_body(delivery: Delivery, source: int, stack: contextlib.ExitStack) -> None:
     """Put the body that came as an open file where the account can read it: it may not open the queue's."""
     copy = os.memfd_create("body")
     stack.callback(os.close, copy)
-    size = 0
-    while block := os.pread(source, BLOCK, size):
+    size, whole = 0, _size(source)
+    while block := os.pread(source, min(BLOCK, whole - size), size):
         os.write(copy, block)
         size += len(block)
     delivery.entry.message.body = FileBody(Path(f"/proc/self/fd/{copy}"), size)
 
 
+def _size(source: int) -> int:
+    """Give the size of a file. Raises AgentError for a pipe or a device, which may have no end."""
+    status = os.fstat(source)
+    if not stat.S_ISREG(status.st_mode):
+        raise AgentError("what was handed on is no file")
+    return status.st_size
+
+
 def _refuse_unsafe(path: Path) -> None:
     """Refuse code that others than root could change. Raises AgentError."""
-    inside = path.parent.rglob("*") if path.name == "__init__.py" else ()
-    for one in (path, *path.parents, *inside):
-        status = one.stat()
-        writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if status.st_uid != 0 or (
-            writable and not (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX)
-        ):
-            raise AgentError(f"{one}: it must belong to root, and nobody else may write it")
+    for one in (path, *(path.parent.rglob("*") if path.name == "__init__.py" else ())):
+        refuse_changeable(one)
 
 
 def _logger(stem: str) -> Any:

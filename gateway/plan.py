@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.accounts import Settings as Accounts
 from gateway.agency import AS_ACCOUNT
+from gateway.checkpassword import PAM_SERVICE, pam_program
 from gateway.loader.find import discover
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def make(configuration: Configuration) -> dict[str, Any]:
         "accounts": _accounts(tree),
         "site": {"hostname": gateway.hostname, "postmaster": gateway.postmaster, "base": str(tree.base)},
         "plugins": _plugins(configuration),
+        "logins": _logins(tree),
     }
 
 
@@ -57,3 +59,14 @@ def _plugins(configuration: Configuration) -> dict[str, Any]:
         for stem in AS_ACCOUNT
         if stem in found
     }
+
+
+def _logins(tree: Tree) -> dict[str, list[str]]:
+    """Say which programs look at logins as root, for each plugin that asks them."""
+    found = {}
+    sections = tree.sections()
+    if "auth_checkpassword" in sections and tree.text("auth_checkpassword", "as_root") == "true":
+        found["auth_checkpassword"] = [str(one) for one in tree.plain("auth_checkpassword")["program"]]
+    if "auth_pam" in sections:
+        found["auth_pam"] = pam_program(tree.text("auth_pam", "service") or PAM_SERVICE)
+    return found

@@ -19,12 +19,12 @@ PLUGINS = ROOT / "plugins"
 DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
-    "errors endpoint faultpoint decision address message envelope events interfaces cdb controls "
-    "passwords settings journal log services counters link hookspecs when plugin accounts deadline "
-    "chain isolation agency loader configuration plan delivering routing queue sharing smtp milter "
-    "reception login answering serving listeners notify privilege agent operations archiving qmail drops "
-    "submit backups worker calls console handover watchdog process seat child pool fanout supervisor "
-    "testing commands"
+    "errors endpoint ownership faultpoint decision address message envelope errand events interfaces "
+    "cdb controls passwords checkpassword pam settings journal log services counters link hookspecs "
+    "when plugin accounts deadline chain isolation agency loader configuration plan delivering "
+    "routing queue sharing smtp milter reception login answering serving listeners notify privilege "
+    "forking agent operations archiving qmail drops submit backups worker calls console handover "
+    "watchdog process seat child pool fanout supervisor testing commands"
 ).split()
 PURE = [
     "gateway/address.py",

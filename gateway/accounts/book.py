@@ -1,21 +1,21 @@
 """The accounts that root may become, by name: what the configuration lists, users/assign, passwd.
 
-A name that is in several has what the first says. uid 0 and the gateway's own are in none.
+A name that is in several has what the first says. Root's and the gateway's own user and group are in none:
+with the group of the gateway, an account could read its queue.
 """
 
 from __future__ import annotations
 
 import pwd
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.accounts.assign import Assignments, parse_assign
 from gateway.errors import AgentError
+from gateway.ownership import refuse_changeable
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping
 
     from gateway.envelope import Account
@@ -34,20 +34,22 @@ class Listed:
 
 
 class Book:
-    """`plan` is what `gateway.plan` says of accounts: virtual, assign, system, floor, alias."""
+    """`plan` is what `gateway.plan` says of accounts; `own` is who the gateway is."""
 
-    def __init__(self, plan: Mapping[str, Any], own_uid: int) -> None:
+    def __init__(self, plan: Mapping[str, Any], own: pwd.struct_passwd) -> None:
         self._plan = plan
-        self._own = own_uid
+        self._own = own
         self._assign: tuple[tuple[int, ...], Assignments] | None = None
 
     def find(self, name: str, home: str) -> Listed:
-        """Give an account whose home is this one, or holds it. Raises AgentError for what is not listed."""
+        """Give an account that has this home. Raises AgentError for what is not listed."""
         for found in self._all(name):
-            if not _within(home, found.home):
+            if found.home != home:
                 continue
-            if found.uid in (0, self._own):
+            if found.uid in (0, self._own.pw_uid):
                 raise AgentError(f"{name}: nothing is delivered as uid {found.uid}")
+            if found.gid in (0, self._own.pw_gid):
+                raise AgentError(f"{name}: nothing is delivered with the group {found.gid}")
             return found
         raise AgentError(f"{name}: no account of that name has the home {home}")
 
@@ -74,7 +76,7 @@ class Book:
         path = self._plan["assign"]
         if not path:
             return
-        status = _trusted(path)
+        status = refuse_changeable(path).stat()
         seen = (status.st_ino, status.st_size, status.st_mtime_ns)
         if self._assign is None or self._assign[0] != seen:
             text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
@@ -89,17 +91,3 @@ def _owned(name: str, home: str, uid: int | None, gid: int | None) -> Listed:
         owner = Path(home).stat()
         uid, gid = owner.st_uid if uid is None else uid, owner.st_gid if gid is None else gid
     return Listed(name, uid, gid, home)
-
-
-def _trusted(path: str) -> os.stat_result:
-    """Look at a file that says whom root may become. Raises AgentError when others may write it."""
-    status = Path(path).stat()
-    if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise AgentError(f"{path}: it must belong to root, and nobody else may write it")
-    return status
-
-
-def _within(home: str, listed: str) -> bool:
-    """Whether a home is the listed one, or a folder in it."""
-    parts = Path(home).parts
-    return ".." not in parts and parts[: len(Path(listed).parts)] == Path(listed).parts
