@@ -26,8 +26,8 @@ VARIABLE = "MAILWARD_FAULT"
 #: Every step, from start to finish; what is true when it is passed.
 STEPS: dict[str, str] = {
     "journal.open": "a torn last line was cut",
-    "queue.create": "the new file is whole, under another name",
-    "queue.created": "it has its name",
+    "queue.create": "the new file is whole, under another name; the schema is made, not committed",
+    "queue.created": "it has its name; it is committed",
     "queue.sweep": "what was never committed is gone, claims are not given back yet",
     "body.sweep": "a file that no row names is about to go",
     "start.recover": "the queue is open; what the journal lacks is not told yet",
@@ -44,6 +44,7 @@ STEPS: dict[str, str] = {
     "body.kept": "the name is synced",
     "queue.begin": "a transaction has begun",
     "queue.add": "the entry's row is written, its recipients are not",
+    "body.part": "some pieces of its body are in the database, and invisible",
     "queue.receiving": "an entry of many recipients is stored, invisible",
     "queue.part": "some of its recipients are stored",
     "queue.flip": "all are; it is still invisible",
@@ -53,6 +54,7 @@ STEPS: dict[str, str] = {
     "queue.handed": "a committed entry waits in memory",
     "reception.committed": "the store has said yes",
     "reception.told": "message.accepted is emitted; the client has no 250",
+    "body.fetched": "a body has come from the database, under another name",
     "queue.claim": "recipients are claimed, not committed",
     "queue.release": "claims are about to be given back",
     "dispatch.claimed": "an entry is ours, not routed",

@@ -7,7 +7,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from gateway import FileBody
+from gateway import FileBody, point
 
 from . import statements
 
@@ -54,8 +54,10 @@ class Bodies:
     async def receive(self, entry: Entry, now: float, me: int) -> None:
         """Store an entry of a large body or many recipients; nobody sees it until it is flipped."""
         await self._link.run(lambda one: statements.add(one, [entry], now, "receiving", me))
+        point("queue.receiving")
         for start in range(0, len(entry.recipients), RECIPIENTS):
             await self._some(entry, entry.recipients[start : start + RECIPIENTS], now, me)
+            point("queue.part")
         body = entry.message.body
         if isinstance(body, FileBody):
             with await asyncio.to_thread(body.path.open, "rb") as file:
@@ -65,6 +67,7 @@ class Bodies:
                     if not pieces:
                         break
                     await self._pieces(entry.id, part, pieces, me)
+                    point("body.part")
                     part += len(pieces)
 
     async def _some(self, entry: Entry, some: Sequence[EntryRecipient], now: float, me: int) -> None:
@@ -98,6 +101,7 @@ class Bodies:
                 piece = await self._piece(entry_id, part)
                 await asyncio.to_thread(file.write, piece)
                 part, written = part + 1, written + len(piece)
+        point("body.fetched")
         new.rename(self.path(entry_id))
         return FileBody(self.path(entry_id), size)
 
@@ -116,6 +120,7 @@ class Bodies:
         body = entry.message.body
         if not isinstance(body, FileBody):
             return
+        point("body.taken")
         if body.path.parent == spool:
             body.path.rename(self.path(entry.id))
         else:
@@ -125,7 +130,10 @@ class Bodies:
 
     def drop(self, entry_id: str) -> None:
         """Remove a file; the database may still have the body."""
-        self.path(entry_id).unlink(missing_ok=True)
+        path = self.path(entry_id)
+        if path.exists():
+            point("body.forget")
+            path.unlink()
 
     def sweep(self, wanted: Collection[str]) -> None:
         """Remove what nobody has claimed here, and nobody has just asked for."""

@@ -11,7 +11,10 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+from gateway import point
 from gateway.queue import QueueError
+
+from .statements import GIVE_BACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,10 +41,10 @@ _GIVE_BACK = (
     recipients AS (DELETE FROM recipient USING gone WHERE entry = gone.id)
     DELETE FROM body USING gone WHERE entry = gone.id
     """,
-    """
-    UPDATE recipient SET state = 'waiting' FROM entry
-    WHERE entry.id = recipient.entry AND entry.owner = ANY(%s) AND recipient.state = 'attempting'
-    """,
+    GIVE_BACK.format(
+        "FROM entry "
+        "WHERE entry.id = recipient.entry AND entry.owner = ANY(%s) AND recipient.state = 'attempting'"
+    ),
     "UPDATE entry SET owner = NULL, claimed = 0 WHERE owner = ANY(%s)",
 )
 
@@ -143,3 +146,4 @@ async def give_back(connection: Connection, epochs: Sequence[int]) -> None:
     """Forget what these epochs were receiving, and let others have what they had claimed."""
     for statement in _GIVE_BACK if epochs else ():
         await connection.execute(statement.encode(), [list(epochs)])
+        point("queue.sweep")

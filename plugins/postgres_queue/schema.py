@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway import point
 from gateway.queue import QueueError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ async def migrate(connection: Connection) -> None:
     for number in range(version + 1, newest + 1):
         await connection.execute(known[number].encode())
         await connection.execute("INSERT INTO mailward.migration VALUES (%s)", [number])
+        point("queue.create")
 
 
 async def _version(connection: Connection) -> int:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from gateway import point
 from gateway.queue import ENDED, Rest
 
 from . import rows
@@ -63,6 +64,14 @@ UPDATE entry SET claimed = claimed - n, owner = CASE WHEN claimed <= n THEN NULL
 FROM unnest(%s::uuid[], %s::int[]) AS given (entry, n)
 WHERE id = given.entry AND owner = %s RETURNING id::text
 """
+#: What was held when a person took it is held again: its `due` says so. Wants FROM and WHERE.
+GIVE_BACK = """
+WITH back AS (
+  UPDATE recipient SET state = CASE WHEN due < 0 THEN 'held' ELSE 'waiting' END, due = abs(due) {}
+  RETURNING recipient.entry, recipient.state
+), held AS (SELECT entry, count(*) AS n FROM back WHERE state = 'held' GROUP BY entry)
+UPDATE entry SET held = entry.held + n FROM held WHERE entry.id = held.entry
+"""
 _NEXT = """
 SELECT coalesce((SELECT due FROM recipient WHERE state = 'ready' LIMIT 1),
                 (SELECT min(due) FROM recipient WHERE state = 'waiting'))
@@ -108,6 +117,7 @@ async def add(
         return
     made = [rows.entry_row(one, state, owner) for one in entries]
     await connection.execute(_ADD_ENTRIES.encode(), [list(column) for column in zip(*made, strict=True)])
+    point("queue.add")
     if state == "queued":
         await add_recipients(connection, [(entry, one) for entry in entries for one in entry.recipients], now)
 
@@ -190,9 +200,9 @@ async def release(connection: Connection, me: int, claims: Mapping[str, Collecti
     """Give claimed recipients back, to wait for their time; what another has taken over is his."""
     ours = await let_go(connection, me, {id_: len(numbers) for id_, numbers in sorted(claims.items())})
     pairs = [(id_, number) for id_ in ours for number in claims[id_]]
-    query = (
-        "UPDATE recipient SET state = 'waiting' FROM unnest(%s::uuid[], %s::int[]) AS given (e, n) "
-        "WHERE entry = e AND number = n AND state = 'attempting'"
+    query = GIVE_BACK.format(
+        "FROM unnest(%s::uuid[], %s::int[]) AS given (e, n) "
+        "WHERE recipient.entry = e AND number = n AND state = 'attempting'"
     )
     if pairs:
         await connection.execute(query, [[id_ for id_, _ in pairs], [number for _, number in pairs]])
@@ -224,6 +234,7 @@ async def finish(
     connection: Connection, me: int, finishes: Sequence[Finish], left: Mapping[str, int], now: float
 ) -> list[str]:
     """End attempts of entries that are locked; `left`: their open recipients. Gives the ids of those over."""
+    point("queue.finish")
     open_, delivered, ended = Counter(left), Counter[str](), Counter[str]()
     for one in finishes:
         id_ = one.entry.id
@@ -233,11 +244,13 @@ async def finish(
         delivered[id_] += sum(r.state == "delivered" for r in one.recipients)
     gone = [id_ for id_ in left if open_[id_] <= 0]
     if gone:
+        point("queue.forget")
         await forget(connection, gone)
         query = "INSERT INTO finished SELECT unnest(%s::uuid[]), %s ON CONFLICT DO NOTHING"
         await connection.execute(query, [gone, now])
     others = [one for one in finishes if open_[one.entry.id] > 0]
     if others:
+        point("queue.settle")
         await _go_on(connection, others, now)
         ids = list(dict.fromkeys(one.entry.id for one in others))
         query = (

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, TextIO
 
-from gateway import Address, FileBody, Message
+from gateway import Address, FileBody, Message, point
 from gateway.queue import AGES, ClaimLost, Queue, QueueError, QueueLocked, Rest, Stats, Suspension
 
 from . import operations, rows, statements
@@ -74,6 +74,7 @@ class PostgresQueue(Queue):
         writing, self._reading, self._asking, bulk, leasing = self._links
         try:
             await leasing.run(migrate)
+            point("queue.created")
             self._lease = Lease(leasing, self._name, self._seconds, self._woken)
             await self._lease.join()
         except BaseException:
@@ -103,6 +104,7 @@ class PostgresQueue(Queue):
             self._lock.close()
             raise QueueLocked(f"another gateway works with {self._folder}") from error
         for path in (*self.spool_folder.iterdir(), *(self._folder / "bodies").iterdir()):
+            point("body.sweep")
             path.unlink()
         named = self._folder / "node"
         if not named.exists():
@@ -229,6 +231,7 @@ class PostgresQueue(Queue):
         try:
             for one in large:
                 await self._bodies.receive(one, self._now(), epoch)
+                point("queue.flip")
             work.adds = [one for one in entries if not _is_large(one)]
             work.flips = [one.id for one in large]
             work.epoch = work.epoch or (epoch if large else 0)
@@ -307,6 +310,8 @@ class PostgresQueue(Queue):
             noted.update(await work(connection))  # type: ignore[misc]
             for id_, some in noted.items():
                 self._claims.add(id_, [one.number for one in some], self._lease.epoch)
+            if noted:
+                point("queue.claim")
             return await statements.load(connection, list(noted)) if noted else []
 
         try:
@@ -382,6 +387,7 @@ class PostgresQueue(Queue):
 
     async def release_claims(self, entries: Sequence[Entry]) -> None:
         """Give claimed recipients back; should the database not hear it, it is told at the next turn."""
+        point("queue.release")
         me = self._lease.epoch
         ours = self._claims.of(me)
         given = {id_: numbers for id_, numbers in counts(entries).items() if id_ in ours}
@@ -446,6 +452,7 @@ class PostgresQueue(Queue):
             cursor = await connection.execute(query, [many, many - 1, entry.id])
             first = ((await cursor.fetchone()) or (0,))[0] - many
             await statements.remove(connection, entry.id, number)
+            point("queue.split")
             numbered = [(entry, replace(one, number=first + i)) for i, one in enumerate(recipients)]
             for start in range(0, many, RECIPIENTS):
                 await statements.add_recipients(connection, numbered[start : start + RECIPIENTS], self._now())

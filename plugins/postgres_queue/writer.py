@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gateway import point
 from gateway.queue import ClaimLost, QueueError
 
 from . import statements
@@ -116,11 +117,14 @@ class Writer:
         gone: set[str] = set()
 
         async def write(connection: Connection) -> None:
+            point("queue.begin")
             gone.update(await self._write(connection, batch))
+            point("queue.commit")
 
         epoch = self._lease.epoch
         try:
             await self._link.run(write, pipelined=True)
+            point("queue.committed")
         except ConnectionLost:
             if not await self._happened(epoch, batch):
                 raise

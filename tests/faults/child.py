@@ -3,7 +3,8 @@
 A program: it reads a line for each gateway, `FAULT<TAB>MODE<TAB>CONF`, and prints `serves PID`, later
 `ended STATUS`. Mode `serve` runs until killed; `drain` until nothing is queued; `look` also gives back what
 waits in memory, as a person's `queue list` does; `fail` lets the call of FAULT (`EIO 3`) fail after the
-start, drains from SIGUSR1 on, and says whether a call has failed. The bounds of what is "large" are small
+start, drains from SIGUSR1 on, and says whether a call has failed; `leave` stops gently while it holds what it
+has claimed. The bounds of what is "large" are small
 here, so that a message of a few kilobytes goes the ways of one of many megabytes.
 """
 
@@ -23,14 +24,16 @@ from gateway.worker import Configuration, Worker
 
 #: Bodies over this are files, and an entry of more recipients is stored in several transactions.
 LARGE, MANY = 2048, 4
+#: As are a body's pieces of so many bytes, where it is kept in a database.
+PIECE, PIECES = 16_384, 2
+#: So much waits when `leave` stops: there is more than can be delivered at a time.
+BACKLOG = 30
 
 
 async def serve(conf, mode, injector=None):
     worker = Worker(Configuration.load(Path(conf)))
     await worker.start()
-    store = sys.modules[type(worker.queue).__module__]
-    if hasattr(store, "BATCH"):
-        store.BATCH = MANY
+    narrow(type(worker.queue).__module__)
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked.set)
     if injector:
@@ -40,11 +43,25 @@ async def serve(conf, mode, injector=None):
         await asked.wait()
     if mode == "serve":
         await asyncio.Event().wait()
+    if mode == "leave":
+        while sum(one.count for one in await worker.queue.stats()) < BACKLOG:
+            await asyncio.sleep(0.03)
+        await worker.stop()
     while await waits(worker, mode):  # noqa: ASYNC110 - no event says that a queue is empty
         await asyncio.sleep(0.03)
     await worker.stop()
     if injector:
         say(f"failed {injector.fired}")
+
+
+def narrow(name):
+    """Let the store of this module take little for large."""
+    store, bodies = sys.modules[name], sys.modules.get(f"{name.rpartition('.')[0]}.bodies")
+    if hasattr(store, "BATCH"):
+        store.BATCH = MANY
+    elif bodies:
+        store.RECIPIENTS = bodies.RECIPIENTS = MANY
+        bodies.PIECE, bodies.PIECES = PIECE, PIECES
 
 
 async def waits(worker, mode):

@@ -120,7 +120,7 @@ class Site(Gateway):
 
     def litter(self):
         """Leave a body that no row names, as a kill does before the commit."""
-        for folder in self.state.glob("queue/*/bodies"):
+        for folder in self.state.glob("*/shard-*/bodies"):
             (folder / "orphan").write_bytes(b"body")
         self.own()
 
