@@ -230,7 +230,7 @@ class Connection:
         """Begin a transaction."""
         session = self._opened()
         self._note(session)
-        session.user = self._facts.get("auth_authen")
+        session.user, session.auth = self._facts.get("auth_authen"), self._facts.get("auth_type")
         if self._farewell:
             return self._over(self._farewell)
         try:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: A macro's longest value; a client may choose some of them, and a packet has a bound.
 LONGEST = 1000
 _VERSION = version("mailward")
+#: The length of a key, in the name of a cipher: AES256, AES_128.
+_BITS = re.compile("128|256")
 _AUTHSERV_ID = re.compile(rb"\s*(?:\([^)]*\)\s*)*\"?([^\s;\"]+)")
 
 
@@ -73,32 +75,30 @@ def macros_of(
 ) -> Mapping[type[packets.Packet], Mapping[bytes, bytes]]:
     """Give the macros by the command that they go with; those without a value are left out."""
     session, i = transaction.session, transaction.id
-    version, _, cipher = (session.tls if session else "").partition(" ")
     user = session.user if session else ""
     domain = mail.sender.domain
     client = _of_client(session, hostname)
     table: dict[type[packets.Packet], dict[str, str]] = {
         packets.Connect: client,
-        packets.Helo: {"tls_version": version, "cipher": cipher},
+        packets.Helo: _of_tls(session),
         packets.Mail: {
             "i": i,
             "client_addr": client["client_addr"],
             "client_name": client["client_name"],
-            # Which mechanism it was, a session does not say; filters ask only whether there was one.
-            "auth_type": "PLAIN" if user else "",
+            # A login that the system or a proxy vouches for has no mechanism of ours (RFC 4422 appendix A).
+            "auth_type": (session.auth if session else "") or "EXTERNAL" if user else "",
             "auth_authen": user,
             "mail_addr": mail.sender.quoted(),
             "mail_host": domain,
             "mail_mailer": "smtp" if domain else "",
-        },
-        packets.Rcpt: {"i": i},
-        packets.Data: {"i": i},
-        packets.EndOfHeaders: {
-            "i": i,
+            # Filters that make up a Received field do so at the first recipient.
             "r": "ESMTP" if session is None or session.extended else "SMTP",
             "s": session.helo if session else hostname,
             "b": format_datetime(now),
         },
+        packets.Rcpt: {"i": i},
+        packets.Data: {"i": i},
+        packets.EndOfHeaders: {"i": i},
         packets.EndOfMessage: {"i": i, "msg_id": next(iter(mail.message.values("Message-ID")), "")},
     }
     return {kind: _encoded(values) for kind, values in table.items()}
@@ -125,6 +125,16 @@ def _of_client(session: Session | None, hostname: str) -> dict[str, str]:
         "client_ptr": name,
         "client_port": str(client.port),
     }
+
+
+def _of_tls(session: Session | None) -> dict[str, str]:
+    """Give what is known of TLS, as Sendmail says it."""
+    if session is None or not session.tls:
+        return {}
+    version, _, cipher = session.tls.partition(" ")
+    bits = "256" if "CHACHA20" in cipher else next(iter(_BITS.findall(cipher)), "")
+    verify = "OK" if session.certificate else "NO"
+    return {"tls_version": version, "cipher": cipher, "cipher_bits": bits, "verify": verify}
 
 
 def _encoded(values: Mapping[str, str]) -> dict[bytes, bytes]:

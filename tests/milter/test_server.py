@@ -256,8 +256,8 @@ FACTS = plugin(
     "mail",
     "transaction",
     "s = transaction.session",
-    "said = [s.client.ip, s.client.name, s.client.port, s.helo, s.user, s.tls, s.protocol, s.listener,",
-    "        transaction.sender, dict(transaction.params), s.notes['milter'].get('i')]",
+    "said = [s.client.ip, s.client.name, s.client.port, s.helo, s.user, s.auth, s.tls, s.protocol,",
+    "        s.listener, transaction.sender, dict(transaction.params), s.notes['milter'].get('i')]",
     "return Reject('5.7.1', repr(said))",
 )
 
@@ -275,7 +275,7 @@ async def test_facts_and_macros_are_the_sessions(site):
     said = answer.text.replace(b"\r\n553-5.7.1 ", b" ").replace(b"\r\n553 5.7.1 ", b" ")
     for fact in (
         b"'2001:db8::1', 'client.example', 4711",
-        b"'joe', 'TLSv1.3 AES', 'milter', 'policy'",
+        b"'joe', 'PLAIN', 'TLSv1.3 AES', 'milter', 'policy'",
         b"'4XYZ'",
         b"'SIZE': '10'",
     ):

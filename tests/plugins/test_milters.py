@@ -121,6 +121,58 @@ async def test_nobody_is_called_authenticated_who_is_not(asked):
     assert not any(b"auth_type" in dict(packet.values) for packet in one.of(p.Macros))
 
 
+async def told_of(asked, **session):
+    one = ScriptedFilter()
+    await asked(one, **session)
+    return {packet.command: dict(packet.values) for packet in one.of(p.Macros)}
+
+
+@pytest.mark.parametrize(
+    ("session", "told"),
+    [
+        ({"user": "joe", "auth": "SCRAM-SHA-256"}, (b"SCRAM-SHA-256", b"joe")),
+        # A proxy has said so.
+        ({"user": "joe"}, (b"EXTERNAL", b"joe")),
+        ({"auth": "PLAIN"}, (None, None)),
+    ],
+)
+async def test_a_login_has_the_mechanism_that_it_came_by(asked, session, told):
+    at_mail = (await told_of(asked, **session))[b"M"]
+    assert (at_mail.get(b"auth_type"), at_mail.get(b"auth_authen")) == told
+
+
+@pytest.mark.parametrize(
+    ("tls", "certificate", "told"),
+    [
+        ("TLSv1.3 TLS_AES_256_GCM_SHA384", "", (b"TLSv1.3", b"TLS_AES_256_GCM_SHA384", b"256", b"NO")),
+        (
+            "TLSv1.2 ECDHE-RSA-AES128-GCM-SHA256",
+            "ab12",
+            (b"TLSv1.2", b"ECDHE-RSA-AES128-GCM-SHA256", b"128", b"OK"),
+        ),
+        (
+            "TLSv1.3 TLS_CHACHA20_POLY1305_SHA256",
+            "",
+            (b"TLSv1.3", b"TLS_CHACHA20_POLY1305_SHA256", b"256", b"NO"),
+        ),
+    ],
+)
+async def test_tls_is_told_as_sendmail_tells_it(asked, tls, certificate, told):
+    at_helo = (await told_of(asked, tls=tls, certificate=certificate))[b"H"]
+    assert tuple(at_helo[name] for name in (b"tls_version", b"cipher", b"cipher_bits", b"verify")) == told
+
+
+async def test_nothing_is_told_of_tls_where_there_is_none(asked):
+    assert b"H" not in await told_of(asked)
+
+
+async def test_what_makes_a_received_field_is_there_at_the_first_recipient(asked):
+    told = await told_of(asked, helo="client.example", extended=True)
+    known = {**told[b"C"], **told[b"M"], **told[b"R"]}
+    assert {b"_", b"j", b"v", b"Z", b"i", b"r", b"s", b"b"} <= known.keys()
+    assert (known[b"r"], known[b"s"]) == (b"ESMTP", b"client.example")
+
+
 async def test_a_filter_gets_the_macros_that_it_asks_for(asked):
     one = ScriptedFilter(macros=((2, (b"client_addr", b"nobody_knows")), (5, ())))
     await asked(one)
