@@ -82,24 +82,23 @@ class Child:
     async def _answer(self, files: list[int]) -> None:
         """Answer one request; whoever hangs up wants it ended."""
         *given, reply = files
-        reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=reply))
-        work = asyncio.ensure_future(self._done(given))
-        gone = asyncio.ensure_future(reader.read())
-        try:
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for one in given:
+                stack.callback(os.close, one)
+            stack.callback(os.close, reply)
+            way = socket.fromfd(reply, socket.AF_UNIX, socket.SOCK_STREAM)
+            reader, writer = await asyncio.open_unix_connection(sock=way)
+            work = asyncio.ensure_future(self._done(given))
+            gone = asyncio.ensure_future(reader.read())
+            stack.callback(gone.cancel)
+            stack.callback(writer.close)
             await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            if work.done():
+                writer.write(json.dumps(work.result()).encode())
+                await writer.drain()
+            else:
                 work.cancel()
                 await asyncio.wait([work])
-                return
-            writer.write(json.dumps(work.result()).encode())
-            await writer.drain()
-        except OSError:
-            return
-        finally:
-            gone.cancel()
-            for one in given:
-                os.close(one)
-            writer.close()
 
     async def _done(self, given: list[int]) -> dict[str, Any]:
         try:

@@ -21,6 +21,7 @@ from gateway.console import call
 from gateway.journal import read
 
 PATIENCE = 40.0
+DOT_QMAIL = Path(__file__).parents[2] / "plugins" / "dot_qmail" / "__init__.py"
 GATEWAY, ANN, JOE = USERS = tuple(f"mwtest-{name}-{os.getpid()}" for name in ("gw", "ann", "joe"))
 CONF = """\
 gateway: {{hostname: mail.example.org, state: {state}, workers: 1, user: {user}, postmaster: ann@example.org}}
@@ -29,7 +30,7 @@ tls: {{certificates: [{{certificate: mx.pem, key: mx.pem}}]}}
 relay_control: {{clients: [127.0.0.1]}}
 locals: {{domains: [example.org]}}
 accounts:
-  {{system: true, floor: {floor}, assign: assign, virtual: {{abc: {{home: homes/abc, uid: 61001, gid: 61001}}}}}}
+  {{system: true, assign: assign, virtual: {{abc: {{home: homes/abc, uid: 61001, gid: 61001}}}}}}
 remote: {{routes: {{"": "127.0.0.1:1"}}}}
 """
 
@@ -89,7 +90,7 @@ class Site:
         return self.base / "state"
 
     def configure(self, more="", **changes):
-        given = {"state": self.state, "user": GATEWAY, "port": self.port, "floor": 1000, **changes}
+        given = {"state": self.state, "user": GATEWAY, "port": self.port, **changes}
         (self.base / "conf.d" / "1.yaml").write_text(CONF.format(**given))
         (self.base / "conf.d" / "2.yaml").write_text(more)
 
@@ -173,11 +174,56 @@ def site(users):
             made.end()
 
 
-class Door:
-    """An agent of a test's own, without a supervisor: what a worker that was taken over may say to it."""
+#: An agent whose supervisor is the test: it hands its socket over and waits.
+ALONE = """\
+import json, signal, socket, sys
+from pathlib import Path
+from gateway import agent
 
-    def __init__(self, way):
-        self.way = way
+def serve(shares, door):
+    socket.send_fds(socket.socket(fileno=int(sys.argv[1])), [b"x"], [door.fileno()])
+    signal.pause()
+
+base = Path(sys.argv[2])
+sys.exit(agent.run(base, lambda: json.loads((base / "plan.json").read_text()), serve))
+"""
+
+
+class Door:
+    """What a worker that was taken over may say to the agent, and what it hears."""
+
+    def __init__(self, base, users):
+        self.base = base
+        self.users = users
+        self.gateway, self.ann, self.joe = USERS
+        self.plan = {
+            "user": GATEWAY,
+            "state": str(base / "state"),
+            "workers": 1,
+            "listeners": [],
+            "files": [],
+            "accounts": {"virtual": {}, "alias": None, "assign": "", "system": True, "floor": 1000},
+            "site": {"hostname": "mail.example.org", "postmaster": "ann@example.org", "base": str(base)},
+            "plugins": {"dot_qmail": {"path": str(DOT_QMAIL), "section": {}}},
+            "logins": {},
+        }
+        self.process = self.way = None
+
+    def start(self):
+        self.write()
+        ours, theirs = socket.socketpair()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ALONE, str(theirs.fileno()), self.base], pass_fds=[theirs.fileno()]
+        )
+        with ours:
+            theirs.close()
+            ours.settimeout(PATIENCE)
+            _, (door,), _, _ = socket.recv_fds(ours, 1, 1)
+        self.way = socket.socket(fileno=door)
+        return self
+
+    def write(self):
+        (self.base / "plan.json").write_text(json.dumps(self.plan))
 
     def say(self, data, files=()):
         """Send a request; gives the answer and the files that come with it."""
@@ -191,3 +237,30 @@ class Door:
             while said and (more := ours.recv(1 << 20)):
                 said += more
         return json.loads(said) if said else None, found
+
+    def account(self, name, home=None, request=b"", body=None):
+        """Send a request to the child of an account."""
+        home = self.users[name].pw_dir if home is None else home
+        with contextlib.ExitStack() as stack:
+            number = os.memfd_create("request")
+            stack.callback(os.close, number)
+            os.write(number, request if isinstance(request, bytes) else json.dumps(request).encode())
+            files = [number] if body is None else [number, body]
+            return self.say({"do": "account", "account": name, "home": str(home)}, files)[0]
+
+    def end(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE)
+        self.way.close()
+
+
+@pytest.fixture
+def door(users):
+    """Give an agent that is to be started, once `plan` is as the test wants it."""
+    with tempfile.TemporaryDirectory(prefix="mailward-agent-", dir="/srv") as folder:
+        base = Path(folder)
+        base.chmod(0o755)
+        made = Door(base, users)
+        yield made
+        if made.process:
+            made.end()
