@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import pwd
 import shutil
@@ -89,11 +90,14 @@ class Server:
 
 
 def make(**more):
-    """Give a server that runs, or skip with what is missing."""
-    pytest.importorskip("psycopg", reason="pip install 'mailward[postgres]'")
+    """Give a server that runs, or skip with what is missing; in CI nothing may be missing."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("apt install postgresql")
+    remedy = "" if importlib.util.find_spec("psycopg") else "pip install 'mailward[postgres]'"
+    remedy = remedy if found else "apt install postgresql"
+    if remedy and os.environ.get("MAILWARD_CI"):
+        pytest.fail(f"in CI nothing may be missing: {remedy}", pytrace=False)
+    if remedy:
+        pytest.skip(remedy)
     server = Server(found[-1].parent, **more)
     try:
         server.start()

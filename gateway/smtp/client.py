@@ -272,9 +272,9 @@ class Connection(asyncio.Protocol):
         point("remote.content")
         blocks = encode_content(message.chunks())
         on_disk = isinstance(message.body, FileBody)
-        if not on_disk:
-            blocks = iter([b"".join(blocks)])
         try:
+            if not on_disk:
+                blocks = iter([b"".join(blocks)])
             while block := await asyncio.to_thread(next, blocks, b"") if on_disk else next(blocks, b""):
                 if self._reader.replies:
                     return self._reader.next()

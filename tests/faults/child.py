@@ -44,7 +44,7 @@ async def serve(conf, mode, injector=None):
     if mode == "serve":
         await asyncio.Event().wait()
     if mode == "leave":
-        while sum(one.count for one in await worker.queue.stats()) < BACKLOG:
+        while sum(one.recipients for one in await worker.queue.stats()) < BACKLOG:  # noqa: ASYNC110
             await asyncio.sleep(0.03)
         await worker.stop()
     while await waits(worker, mode):  # noqa: ASYNC110 - no event says that a queue is empty

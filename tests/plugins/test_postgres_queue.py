@@ -154,6 +154,7 @@ async def test_a_hint_wakes_the_others_and_a_poll_finds_what_no_hint_told(node):
         await woken.wait()
 
 
+@pytest.mark.slow
 async def test_a_dead_node_is_taken_over_and_not_before_its_lease_has_ended(node):
     a, b = await node("a"), await node("b")
     big = entry("big@x.example", large(a))
@@ -180,6 +181,7 @@ def _count(query):
     return count
 
 
+@pytest.mark.slow
 async def test_a_node_that_was_stopped_gives_nothing_away_when_it_goes_on(node):
     a, b = await node("a"), await node("b")
     await a.add(entry())
@@ -219,6 +221,7 @@ async def test_a_worker_that_starts_again_takes_its_own_at_once(node):
         await node("a")
 
 
+@pytest.mark.slow
 async def test_a_database_that_hangs_refuses_mail_in_bounded_time_and_loses_none(
     node, postgres_server, monkeypatch
 ):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gateway.address import Address
 from gateway.errors import DialogueError, TlsFailed
 from gateway.message import FileBody, Message
+from gateway.queue.guarded import Guarded
 from gateway.smtp import Connection, Envelope, Target, Terms, Timeouts, unverified
 from gateway.smtp.wire import UNREAD, ReplyReader, encode_content
 from gateway.testing.hosts import ScriptedHost
@@ -416,6 +417,14 @@ async def test_a_body_that_cannot_be_read_never_ends_with_a_dot(tmp_path):
     message = Message(b"Subject: gone\n", FileBody(tmp_path / "gone", 10))
     async with ScriptedHost() as host:
         assert results(await offer(host, message=message)) == [("deferred", "4.3.0")]
+        await host.ended.wait()
+    assert "." not in host.commands
+
+
+async def test_a_small_message_that_another_node_has_taken_over_is_deferred():
+    fenced = Guarded(MESSAGE, lambda: False)
+    async with ScriptedHost() as host:
+        assert results(await offer(host, message=fenced)) == [("deferred", "4.3.0")]
         await host.ended.wait()
     assert "." not in host.commands
 
