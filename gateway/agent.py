@@ -278,5 +278,10 @@ class Agent:
 
 def _answer(reply: int, said: Mapping[str, Any], files: Sequence[int] = ()) -> None:
     """Say it to whoever waits; who has left misses it, and so does what is no socket."""
-    with contextlib.suppress(OSError), socket.fromfd(reply, socket.AF_UNIX, socket.SOCK_STREAM) as way:
-        socket.send_fds(way, [json.dumps(said).encode()], files, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    with contextlib.suppress(OSError):
+        way = socket.socket(fileno=reply)
+        try:
+            flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+            socket.send_fds(way, [json.dumps(said).encode()], files, flags)
+        finally:
+            way.detach()

@@ -85,8 +85,7 @@ class Child:
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for one in given:
                 stack.callback(os.close, one)
-            stack.callback(os.close, reply)
-            way = socket.fromfd(reply, socket.AF_UNIX, socket.SOCK_STREAM)
+            way = _socket(reply)
             reader, writer = await asyncio.open_unix_connection(sock=way)
             work = asyncio.ensure_future(self._done(given))
             gone = asyncio.ensure_future(reader.read())
@@ -154,6 +153,15 @@ class _Chain:
 
     def emit(self, event: Any) -> None:
         """Events are the worker's."""
+
+
+def _socket(number: int) -> socket.socket:
+    """Take over an open file as a socket. Raises OSError for what is none, and closes it."""
+    try:
+        return socket.socket(fileno=number)
+    except OSError:
+        os.close(number)
+        raise
 
 
 def _content(source: int) -> bytes:
