@@ -1,7 +1,6 @@
 """attachment_block: refuse messages with attachments of unwanted types; archives are not opened.
 
-    attachment_block:
-      names: [.exe, .scr, .js, .vbs]
+    attachment_block: {names: [.exe, .scr, .js, .vbs]}
 
 More than 1,000 parts, 50 levels or 8 KiB of `Content-` fields in a part are refused as well.
 Refusals are 554 5.7.1 with the reason `attachment` or `too_complex`.
