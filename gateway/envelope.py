@@ -225,6 +225,14 @@ class EntryRecipient:
     #: Enhanced status of that attempt ("5.1.1"), "" when unknown.
     status: str = ""
 
+    def taken(self) -> EntryRecipient:
+        """Give this one claimed. One that was held has a `due` below 0, so that it can be held again."""
+        return replace(self, state="attempting", due=-self.due if self.state == "held" else self.due)
+
+    def given_back(self) -> EntryRecipient:
+        """Give a claimed one as it was before it was taken."""
+        return replace(self, state="held" if self.due < 0 else "queued", due=abs(self.due))
+
     def anew(self, recipient: Recipient, now: float) -> EntryRecipient:
         """Give this one at another address, to be routed anew and, unless it is held, at once."""
         due = now if self.state == "queued" else self.due

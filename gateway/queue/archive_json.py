@@ -54,7 +54,7 @@ def snapshot_json(snapshot: Snapshot) -> bytes:
 def read_snapshot(data: bytes, message: Message) -> Snapshot:
     """Read it back. Raises ValueError, which says what is wrong.
 
-    What a dispatcher had claimed is queued: the attempt's end is not known.
+    What was claimed is as it was before: the attempt's end is not known.
     """
     try:
         found = json.loads(data)
@@ -105,12 +105,12 @@ def _recipient_json(one: EntryRecipient) -> dict[str, Any]:
 
 
 def _recipient_of(found: dict[str, Any]) -> EntryRecipient:
-    state: RecipientState = "queued" if found["state"] == "attempting" else found["state"]
+    state: RecipientState = found["state"]
     if state not in get_args(RecipientState) or state == "delivered":
         raise ValueError(f"{state!r} is no state of a recipient")
     kept: dict[str, Any] = {name: found[name] for name in _KEPT if name in found}
     recipient = Recipient(Address(found["address"]), Address(found["original"]), **kept)
-    return EntryRecipient(
+    one = EntryRecipient(
         int(found["number"]),
         recipient,
         state,
@@ -120,3 +120,4 @@ def _recipient_of(found: dict[str, Any]) -> EntryRecipient:
         str(found["report"]),
         str(found["status"]),
     )
+    return one.given_back() if state == "attempting" else one

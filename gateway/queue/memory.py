@@ -42,9 +42,9 @@ class MemoryQueue(Queue):
         self._folder = tempfile.TemporaryDirectory(prefix="mailward-memory-queue-")
         self.spool_folder = Path(self._folder.name)
         for entry in self._entries.values():
-            for one in entry.recipients:
-                if one.state == "attempting":
-                    one.state = "queued"
+            entry.recipients = [
+                one.given_back() if one.state == "attempting" else one for one in entry.recipients
+            ]
 
     async def close(self) -> None:
         """Drop the spool folder; the entries stay in this object."""
@@ -112,8 +112,8 @@ class MemoryQueue(Queue):
     def _claimed(self, taken: Sequence[tuple[Entry, EntryRecipient]]) -> list[Entry]:
         found: dict[str, list[EntryRecipient]] = {}
         for entry, one in taken:
-            one.state = "attempting"
-            found.setdefault(entry.id, []).append(one)
+            claimed = entry.recipients[entry.recipients.index(one)] = one.taken()
+            found.setdefault(entry.id, []).append(claimed)
         return [_copy(self._entries[id_], some) for id_, some in found.items()]
 
     async def finish(self, finishes: Sequence[Finish]) -> None:
@@ -157,9 +157,8 @@ class MemoryQueue(Queue):
         """Give claimed recipients back."""
         for entry in entries:
             numbers = {one.number for one in entry.recipients}
-            for one in self._entries[entry.id].recipients:
-                if one.number in numbers:
-                    one.state = "queued"
+            kept = self._entries[entry.id]
+            kept.recipients = [one.given_back() if one.number in numbers else one for one in kept.recipients]
 
     async def next_due(self) -> float | None:
         """When the earliest unclaimed recipient is due."""

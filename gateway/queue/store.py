@@ -17,6 +17,7 @@ The moves of a recipient, and what makes each:
   attempting   failed       finish
   attempting   expired      finish
   attempting   queued       finish (deferred), release_claims, open after a crash
+  attempting   held         release_claims, open after a crash, when it was held before `take`
   attempting   (gone)       split: several new ones, queued, stand in its place
   queued       held         hold
   held         queued       release
@@ -36,6 +37,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gateway.errors import QueueError
+from gateway.queue.filter import Filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from gateway.address import Address
+    from gateway.counters import Counters
     from gateway.envelope import Entry, EntryRecipient, RecipientState
-    from gateway.queue.filter import Filter
     from gateway.queue.suspension import Suspension
 
 #: (from, to) -> the operation that makes the move; "" is outside the queue.
@@ -57,6 +59,7 @@ MOVES: dict[tuple[str, str], str] = {
     ("attempting", "failed"): "finish",
     ("attempting", "expired"): "finish",
     ("attempting", "queued"): "finish",
+    ("attempting", "held"): "release_claims",
     ("attempting", ""): "split",
     ("queued", "held"): "hold",
     ("held", "queued"): "release",
@@ -310,6 +313,14 @@ class Queue(ABC):
     @abstractmethod
     async def list(self, wanted: Filter, limit: int = 1000, after: str = "") -> list[Entry]:
         """Give entries in order of id, without bodies in memory; page on with `after`."""
+
+    async def accepted(self, limit: int = 1000, after: str = "") -> list[Entry]:
+        """Give what this worker has stored itself, as `list` does; of a shared queue others have the rest."""
+        return await self.list(Filter(), limit, after)
+
+    def counters(self, local: Counters) -> Counters:
+        """Give the counters of all that work this queue; `local`: those of this gateway. It need not be open."""
+        return local
 
 
 def lane(entry: Entry, recipient: EntryRecipient) -> str:

@@ -135,4 +135,4 @@ def readdressed(now: float, change: Callable[[EntryRecipient], EntryRecipient]) 
 
 def taken() -> Change:
     """Be claimed, whatever the due time."""
-    return Change(_WAITING | _HELD, lambda one: replace(one, state="attempting"))
+    return Change(_WAITING | _HELD, lambda one: one.taken())

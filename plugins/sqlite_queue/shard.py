@@ -27,6 +27,11 @@ _ADD_ENTRY = "INSERT INTO entry VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
 _ADD_RECIPIENT = "INSERT INTO recipient VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _DELETE_RECIPIENT = "DELETE FROM recipient WHERE entry = ? AND number = ?"
 _STATE = "UPDATE recipient SET state = ? WHERE entry = ? AND number = ?"
+#: What was held when a person took it is held again: its `due` says so.
+_GIVE_BACK = """
+UPDATE recipient SET state = CASE WHEN due < 0 THEN 'held' ELSE 'waiting' END, due = abs(due)
+"""
+_TAKE_HELD = "UPDATE recipient SET due = -due WHERE entry = ? AND number = ?"
 _END = "UPDATE recipient SET state = ?, due = ?, attempts = ?, more = ? WHERE entry = ? AND number = ?"
 _READDRESS = "UPDATE recipient SET state = ?, due = ?, address = ?, more = ? WHERE entry = ? AND number = ?"
 _NOT_HELD = """
@@ -84,7 +89,8 @@ class Shard:
         self._do("DELETE FROM recipient WHERE entry IN (SELECT seq FROM entry WHERE state = 'receiving')")
         self._do("DELETE FROM entry WHERE state = 'receiving'")
         point("queue.sweep")
-        self._do("UPDATE recipient SET state = 'waiting' WHERE state = 'attempting'")
+        back = self._do(f"{_GIVE_BACK} WHERE state = 'attempting' RETURNING entry, state")
+        self._count_held([seq for seq, state in back if state == "held"], 1)
 
     def add(
         self,
@@ -167,7 +173,9 @@ class Shard:
             f"WHERE e.state = 'queued' AND r.state IN ('ready', 'waiting', 'held') AND {where} LIMIT ?"
         )
         found = list(self._do(query, (*values, limit)))
-        self._count_held((seq for seq, _, state in found if state == "held"), -1)
+        held = [(seq, number) for seq, number, state in found if state == "held"]
+        self._count_held((seq for seq, _ in held), -1)
+        self._many(_TAKE_HELD, held)
         return self._claimed([(seq, number) for seq, number, _ in found])
 
     def _claimed(self, taken: Sequence[tuple[int, int]]) -> list[Entry]:
@@ -240,7 +248,9 @@ class Shard:
         for entry in entries:
             point("queue.release")
             seq = self._value("SELECT seq FROM entry WHERE id = ?", entry.id)
-            self._many(_STATE, (("waiting", seq, one.number) for one in entry.recipients))
+            numbers = [(seq, one.number) for one in entry.recipients]
+            back = self._many(f"{_GIVE_BACK} WHERE entry = ? AND number = ? RETURNING state", numbers)
+            self._count_held([seq for (state,) in list(back) if state == "held"], 1)
 
     def change(self, verb: str, where: str, values: Sequence[object], now: float) -> list[str]:
         """Retry, hold or release what matches. Gives the ids of the entries touched."""

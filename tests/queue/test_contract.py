@@ -9,6 +9,7 @@ from gateway.address import Address
 from gateway.envelope import EntryRecipient, Recipient, Route, new_id
 from gateway.message import FileBody, Message, Spool
 from gateway.queue import MOVES, Filter, Finish, Snapshot, Suspension
+from gateway.queue.archive_json import read_snapshot, snapshot_json
 
 BIG = b"x" * (300 * 1024)
 #: Who else may claim nothing.
@@ -76,18 +77,12 @@ async def test_addresses_are_bytes(store, entry, clock, raw):
 @pytest.mark.parametrize(("move", "operation"), MOVES.items(), ids=str)
 async def test_moves(store, entry, clock, move, operation):
     before, after = move
-    one = entry(
-        "a@x.example",
-        "b@x.example",
-        state="held" if "held" in (before, after) and before != "queued" else "queued",
-    )
+    first = "held" if "held" in move and before != "queued" else "queued"
+    one = entry("a@x.example", "b@x.example", state=first)
     await store.add(one)
-    assert (
-        await states(store, one)
-        == ["held" if before == "held" or (before, after) == ("", "held") else "queued"] * 2
-    )
+    assert await states(store, one) == [first] * 2
     if before == "attempting":
-        (one,) = await claim(store, clock.time())
+        (one,) = await (store.take(Filter([one.id])) if after == "held" else claim(store, clock.time()))
     if operation == "finish":
         await end(store, one, after, 0, due=clock.time() + LATER)
     elif operation == "split":
@@ -96,10 +91,28 @@ async def test_moves(store, entry, clock, move, operation):
         await getattr(store, operation)(Filter(ids=[one.id]))
     elif operation == "claim":
         await claim(store, clock.time())
+    elif operation == "release_claims":
+        await store.release_claims([one])
     found = {r.recipient.address: r.state for r in (await store.get(one.id)).recipients}
     expected = {"delivered": None, "": None}.get(after, after)
     assert found.get("a@x.example") == expected
     assert operation != "split" or found["c@y.example"] == "queued"
+
+
+async def test_held_mail_that_a_person_took_is_held_again_after_a_crash(store, entry, clock):
+    one = entry("a@x.example", "b@x.example", state="held")
+    await store.add(one)
+    since = (await store.get(one.id)).recipients[0].due
+    (taken,) = await store.take(Filter([one.id]))
+    assert (await store.rest(one.id, [0, 1])).held == 0
+    archived = read_snapshot(snapshot_json(Snapshot(taken)), taken.message)
+    assert {(found.state, found.due) for found in archived.entry.recipients} == {("held", since)}
+    await store.close()
+    await store.open()
+    assert await claim(store, clock.time() + 10 * LATER) == []
+    kept = (await store.get(one.id)).recipients
+    assert {(found.state, found.due) for found in kept} == {("held", since)}
+    assert (await store.rest(one.id, ())).held == 2
 
 
 async def test_an_entry_is_forgotten_with_its_last_recipient(store, entry, clock):

@@ -38,6 +38,8 @@ class Model:
     recipients: dict
     delivered: int = 0
     numbers: int = field(init=False)
+    #: Those that were held when they were taken.
+    taken: set = field(default_factory=set)
 
     def __post_init__(self):
         self.numbers = len(self.recipients)
@@ -108,13 +110,23 @@ class Machine(RuleBasedStateMachine):
         assert {(entry.id, one.number) for entry in taken for one in entry.recipients} == due
         for entry in taken:
             assert bytes(entry.message) == self.model[entry.id].text
-            self.move(entry.id, [one.number for one in entry.recipients], "attempting")
+            self.take_over(entry.id, [one.number for one in entry.recipients])
 
     def move(self, id_, numbers, state, due=None):
         recipients = self.model[id_].recipients
         for number in numbers:
             _, before, attempts = recipients[number]
             recipients[number] = (state, before if due is None else due, attempts)
+
+    def take_over(self, id_, numbers):
+        model = self.model[id_]
+        model.taken -= set(numbers)
+        model.taken |= set(numbers) & set(model.of("held"))
+        self.move(id_, numbers, "attempting")
+
+    def back(self, id_, numbers):
+        for number in numbers:
+            self.move(id_, [number], "held" if number in self.model[id_].taken else "queued")
 
     def claimed(self):
         return [(id_, number) for id_, model in self.model.items() for number in model.of("attempting")]
@@ -183,7 +195,7 @@ class Machine(RuleBasedStateMachine):
         entry = self.do(self.store.get(id_))
         some = [one for one in entry.recipients if one.number == number]
         self.do(self.store.release_claims([replace(entry, recipients=some)]))
-        self.move(id_, [number], "queued")
+        self.back(id_, [number])
 
     # What a person does, to one entry.
 
@@ -212,7 +224,7 @@ class Machine(RuleBasedStateMachine):
         numbers = self.model[id_].of("queued", "held")
         taken = self.do(self.store.take(Filter(ids=[id_])))
         assert [one.number for entry in taken for one in entry.recipients] == numbers
-        self.move(id_, numbers, "attempting")
+        self.take_over(id_, numbers)
 
     # What happens around it.
 
@@ -225,7 +237,7 @@ class Machine(RuleBasedStateMachine):
         self.do(self.store.close())
         self.do(self.store.open())
         for id_, model in self.model.items():
-            self.move(id_, model.of("attempting"), "queued")
+            self.back(id_, model.of("attempting"))
 
     @invariant()
     def agrees(self):
