@@ -31,7 +31,7 @@ from gateway.link import Link
 from gateway.plugin import Services
 from gateway.process import STACKS
 from gateway.services import Clock, Dns
-from gateway.sharing import SharedCounters, SharedSlots
+from gateway.sharing import SharedCounters, SharedSlots, SoleCounters
 from gateway.submit import Submit
 from gateway.worker import GRACE, Member, Worker
 
@@ -139,7 +139,8 @@ class Child:
             [self._output] if read.settings.journal.outputs else [],
         )
         agency = Agency(self._taken.pop(AGENT)[0]) if AGENT in self._taken else None
-        services = Services(clock, Dns(), SharedCounters(self.link), agency)
+        counters = SharedCounters(self.link) if count > 1 else SoleCounters(self.link)
+        services = Services(clock, Dns(), counters, agency)
         (listening,) = self._taken.pop(SUBMIT)
         worker = Worker(read, self._sockets(), services, member)
         await worker.start()

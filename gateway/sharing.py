@@ -73,6 +73,17 @@ class SharedCounters(Counters):
         return [Mark(*one) for one in await self._link.call("marks", prefix=prefix)]
 
 
+class SoleCounters(SharedCounters):
+    """Counters as the only worker has them: what its slots count ends with it, so these stay here."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link)
+        self._slots = {}
+
+    take, give = Counters.take, Counters.give
+    take_each, give_each = Counters.take_each, Counters.give_each
+
+
 class SharedSlots(Slots):
     """The slots of one channel as a worker has them; lanes of all workers have their turns together."""
 

@@ -9,7 +9,7 @@ import pytest
 from gateway.counters import Counters, Mark
 from gateway.link import Link
 from gateway.queue.slots import Slots
-from gateway.sharing import Ledger, SharedCounters, SharedSlots
+from gateway.sharing import Ledger, SharedCounters, SharedSlots, SoleCounters
 from gateway.testing.fakes import FakeClock
 
 
@@ -21,7 +21,7 @@ class Gateway:
         self.slots = {one: Slots(lambda: limit, lambda: per_destination) for one in ("local", "remote")}
         self.links = []
 
-    async def worker(self):
+    async def worker(self, counters=SharedCounters):
         """Give counters, slots and what ends it."""
         ours, theirs = socket.socketpair()
         ledger = Ledger(self.counters, self.slots)
@@ -34,7 +34,7 @@ class Gateway:
             await asyncio.sleep(0)
             await ledger.release()
 
-        return SharedCounters(worker), SharedSlots(worker, "remote"), die
+        return counters(worker), SharedSlots(worker, "remote"), die
 
 
 @pytest.fixture
@@ -77,6 +77,24 @@ async def test_a_worker_gives_back_no_more_than_it_took(gateway):
     assert await one.take("s", 1)
     await two.give("s")
     assert not await two.take("s", 1)
+
+
+async def test_the_only_worker_counts_sessions_itself_and_leaves_what_it_knows_to_the_next(gateway, clock):
+    shared = gateway()
+    one, _, die = await shared.worker(SoleCounters)
+    assert await one.take_each({"all": 2, "client": 1}) == ""
+    assert await one.take_each({"all": 2, "client": 1}) == "client"
+    assert await one.take("all", 2)
+    await one.give_each(["all", "client"])
+    assert await one.take_each({"all": 2, "client": 1}) == ""
+    assert await shared.counters.take("client", 1)
+    assert await one.hit("k", 60) == 1
+    await one.mark("down mx.example", 60)
+    await die()
+    two, _, _ = await shared.worker(SoleCounters)
+    assert await two.take("client", 1)
+    assert await two.hit("k", 60) == 2
+    assert await two.marked("down mx.example") == Mark("down mx.example", clock.time() + 60)
 
 
 async def test_marks_are_seen_by_all_and_end(gateway, clock):
