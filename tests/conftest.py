@@ -19,6 +19,7 @@ PROGRAMS = {
     "dovecot-imapd": "imap",
     "dovecot-lmtpd": "lmtp",
     "knot": "knotd",
+    "exim4-daemon-light": "/opt/exim-peer/usr/sbin/exim4",
     "maildrop": "maildrop",
     "mlmmj": "mlmmj-receive",
     "clamav-milter": "clamav-milter",
@@ -26,6 +27,7 @@ PROGRAMS = {
     "gcc": "gcc",
     "miltertest": "miltertest",
     "opendkim": "opendkim",
+    "opensmtpd": "/opt/opensmtpd-peer/usr/sbin/smtpd",
     "rspamd": "rspamd",
     "postfix": "postfix",
     "pyspf-milter": "pyspf-milter",
@@ -38,6 +40,9 @@ PROGRAMS = {
 }
 #: Packages that cannot be installed beside the others -> how else they come.
 UNPACKED = {
+    "exim4-daemon-light": "apt-get download exim4-daemon-light libidn12 && "
+    "for p in exim4-daemon-light_*.deb libidn12_*.deb; do dpkg -x $p /opt/exim-peer; done",
+    "opensmtpd": "apt-get download opensmtpd && dpkg -x opensmtpd_*.deb /opt/opensmtpd-peer",
     "sendmail-bin": "apt-get download sendmail-bin && dpkg -x sendmail-bin_*.deb /opt/sendmail-peer",
 }
 MISSING = "missing package"

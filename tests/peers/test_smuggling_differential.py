@@ -1,0 +1,177 @@
+"""The same streams to this gateway and to Postfix, Exim and OpenSMTPD: it never sees more messages than they.
+
+A stream is made of messages with what might be taken for the end of one, and behind that commands that would
+send another. Which messages a strict server takes, is known: those without a bare CR, a bare LF or a NUL.
+OpenSMTPD ends sessions that do not wait for its replies: it gets each message in one of its own, by steps.
+"""
+
+import os
+import random
+import re
+import socket
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+import pytest
+from peer import folder_of
+from receivers import Exim, OpenSmtpd, Postfix
+
+pytestmark = [pytest.mark.peer(package) for package in ("postfix", "exim4-daemon-light", "opensmtpd")]
+
+MANY, FEW = 2000, 20
+LENIENT = "limits: {bad_commands: 10000, commands: 10000}\n"
+#: What false ends are made of.
+MARKS = [b"\r", b"\n", b".", b"\r\n", b"\r\n.", b"\n.", b"\0", b"\x85", b" "]
+LINES = [b"a line", b"..", b"..two", b"", b"From x", b"QUIT", b"RSET", b"Received: x", b"=2E", b"\xc3\xa9"]
+HELLO = b"EHLO client.example\r\n"
+UNCLEAN = re.compile(rb"\r(?!\n)|(?<!\r)\n|\0")
+
+
+@dataclass
+class Stream:
+    """What a client says: packets, and the senders of the messages that it means to send and may send."""
+
+    packets: list[bytes]
+    #: The same by message, as steps that wait for a reply.
+    turns: list[list[bytes]]
+    valid: list[str]
+    chunking: bool
+
+
+class Author:
+    """Writes one stream, always the same one for a number."""
+
+    def __init__(self, number):
+        self.number, self.chance = number, random.Random(number)
+        self.chunking = number % 3 == 0
+        self._senders = 0
+
+    def stream(self):
+        said, turns, valid = HELLO, [], []
+        for _ in range(self.chance.randrange(1, 4)):
+            sender, content = self._sender(), self._content()
+            # Nothing but the real end may end it.
+            content = content.replace(b"\r\n.\r\n", b"\r\n..\r\n")
+            content = content[1:] if content.startswith(b".\r\n") else content
+            by_chunks = self.chunking and self.chance.random() < 0.7
+            envelope = self._envelope(sender)
+            said += envelope + (self._chunks if by_chunks else self._data)(content)
+            turns.append([HELLO, *envelope.splitlines(keepends=True), b"DATA\r\n", content + b"\r\n.\r\n"])
+            valid += [] if UNCLEAN.search(content + b"\r\n") else [sender]
+        # Whoever is still within a message now is brought out of it.
+        return Stream(self._cut(said + b"\r\n.\r\nQUIT\r\n"), turns, valid, self.chunking)
+
+    def _sender(self):
+        self._senders += 1
+        return f"s{self.number}-{self._senders}@sender.example"
+
+    def _envelope(self, sender):
+        return f"MAIL FROM:<{sender}>\r\nRCPT TO:<u@example.org>\r\n".encode()
+
+    def _data(self, content):
+        return b"DATA\r\n" + content + b"\r\n.\r\n"
+
+    def _chunks(self, content):
+        content += b"\r\n"
+        places = sorted(self.chance.randrange(len(content)) for _ in range(self.chance.randrange(3)))
+        pieces = [content[i:j] for i, j in zip([0, *places], [*places, len(content)], strict=True)]
+        said = [b"BDAT %d\r\n" % len(piece) + piece for piece in pieces[:-1]]
+        return b"".join(said) + b"BDAT %d LAST\r\n" % len(pieces[-1]) + pieces[-1]
+
+    def _content(self):
+        # A header, or none and its end: OpenSMTPD refuses what begins like neither.
+        content = self.chance.choice([b"Subject: x\r\n\r\n", b"\r\n"]) + self._lines()
+        if self.chance.random() < 0.5:
+            content += self._false_end() + self._hidden() + self._lines()
+        return content
+
+    def _lines(self):
+        return b"".join(self.chance.choice(LINES) + b"\r\n" for _ in range(self.chance.randrange(4)))
+
+    def _false_end(self):
+        marks = [self.chance.choice(MARKS) for _ in range(self.chance.randrange(1, 4))]
+        return (
+            b"x" + b"".join(marks) + self.chance.choice([b".\r\n", b".\n", b".\r", b"\r\n", b"\n", b"BDAT 0"])
+        )
+
+    def _hidden(self):
+        """Commands that send another message, if somebody takes them for commands."""
+        end = self.chance.choice([b"\n", b"\r\n"])
+        said = self._envelope(self._sender()) + b"DATA\r\nSubject: hidden\r\n\r\nx\r\n"
+        return said.replace(b"\r\n", end) + self._false_end()
+
+    def _cut(self, said):
+        places = sorted(self.chance.randrange(len(said)) for _ in range(self.chance.randrange(5)))
+        return [said[i:j] for i, j in zip([0, *places], [*places, len(said)], strict=True)]
+
+
+def play(server, stream):
+    """Say it all, whatever the replies are."""
+    if not server.pipelining:
+        for turn in stream.turns:
+            converse(server.port, turn)
+        return
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as link, suppress(ConnectionError):
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link.recv(1000)
+        for packet in stream.packets:
+            link.sendall(packet)
+        while link.recv(65536):
+            pass
+
+
+def converse(port, steps):
+    """Say one message, a step after each reply."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as link, suppress(ConnectionError):
+        replies = link.makefile("rb")
+        for step in (*steps, b"QUIT\r\n"):
+            while replies.readline()[3:4] == b"-":
+                pass
+            link.sendall(step)
+        replies.read()
+
+
+def of_stream(senders):
+    """Count messages by the number of their stream."""
+    return Counter(int(re.match(r"s(\d+)-", sender)[1]) for sender in senders)
+
+
+@pytest.fixture(scope="module")
+def servers():
+    if os.geteuid():
+        pytest.skip("only root can start these servers")
+    with ExitStack() as stack:
+        folder = folder_of(stack)
+        made = [kind(folder / kind.__name__.lower()) for kind in (Postfix, Exim, OpenSmtpd)]
+        for server in made:
+            stack.callback(server.stop)
+            server.start()
+        yield made
+
+
+@pytest.mark.parametrize(
+    "count", [FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+)
+def test_it_never_sees_more_messages_than_others(servers, gateway, count):
+    first = 0 if count == MANY else MANY
+    streams = {number: Author(number).stream() for number in range(first, first + count)}
+    gateway.pipelining = True
+    gateway.configure("50-limits.yaml", LENIENT)
+    gateway.mailward("reload")
+    with ThreadPoolExecutor(6) as pool:
+        for server in (gateway, *servers):
+            list(pool.map(lambda stream, server=server: play(server, stream), streams.values()))
+    ours = [event["sender"] for event in gateway.events("@sender.example", "message.accepted")]
+    seen = {type(server).__name__: of_stream(server.senders()) for server in servers}
+    for number, stream in streams.items():
+        mine = sorted(sender for sender in ours if sender.startswith(f"s{number}-"))
+        assert mine == sorted(stream.valid), (number, stream.packets)
+        for server in servers:
+            if server.chunking or not stream.chunking:
+                theirs = seen[type(server).__name__][number]
+                assert len(mine) <= theirs, (number, type(server).__name__, theirs, stream.packets)
+    totals = {name: sum(found[number] for number in streams) for name, found in seen.items()}
+    print({"streams": count, "ours": sum(len(one.valid) for one in streams.values())} | totals)
+    assert sum(len(one.valid) for one in streams.values()) > count // 2
