@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from gateway.address import Address as Address
     from gateway.address import lower as lower
     from gateway.address import quote_local_part as quote_local_part
+    from gateway.checkpassword import PAM_SERVICE as PAM_SERVICE
+    from gateway.checkpassword import Checkpassword as Checkpassword
+    from gateway.checkpassword import pam_program as pam_program
     from gateway.counters import Counters as Counters
+    from gateway.counters import Mark as Mark
     from gateway.decision import Accept as Accept
     from gateway.decision import Decision as Decision
     from gateway.decision import Defer as Defer
@@ -87,6 +91,7 @@ _HOME = {
     "Address": "address",
     "Birth": "envelope",
     "Block": "settings.options",
+    "Checkpassword": "checkpassword",
     "Client": "envelope",
     "Clock": "services",
     "ConfigError": "errors",
@@ -113,11 +118,13 @@ _HOME = {
     "GatewayError": "errors",
     "Hold": "decision",
     "Located": "services",
+    "Mark": "counters",
     "Message": "message",
     "MilterError": "errors",
     "Network": "settings.units",
     "Notice": "envelope",
     "Outcome": "envelope",
+    "PAM_SERVICE": "checkpassword",
     "Place": "errors",
     "Plugin": "plugin",
     "Problem": "errors",
@@ -147,6 +154,7 @@ _HOME = {
     "is_ip": "services",
     "new_id": "envelope",
     "own_addresses": "interfaces",
+    "pam_program": "checkpassword",
     "parse_network": "settings.units",
     "passwords": "",
     "point": "faultpoint",

@@ -101,8 +101,19 @@ def _spawn(program: Sequence[str], credentials: int) -> int:
     actions = [
         *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(_GIVEN)),
         (os.POSIX_SPAWN_DUP2, credentials, _GIVEN),
+        *((os.POSIX_SPAWN_CLOSE, number) for number in _inherited() if number > _GIVEN),
     ]
     return os.posix_spawn(program[0], [*program], _ENVIRONMENT, file_actions=actions, setsid=True)
+
+
+def _inherited() -> list[int]:
+    """Give the open files that a program would have, too: ways to other processes of the gateway."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers
+        with contextlib.suppress(OSError):
+            if os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
 
 
 def _written(login: str, password: str) -> bytes | None:

@@ -165,6 +165,8 @@ class Plugin(_Base, Generic[S]):
         self.clock = context.services.clock
         self.dns = context.services.dns
         self.counters = context.services.counters
+        #: Who does for us what needs the rights of root; None where nobody does.
+        self.agency = context.services.agency
 
     @property
     def chain(self) -> Chain:

@@ -20,6 +20,8 @@ SETTINGS = {
     "accounts_sql": "accounts_sql: {database: accounts.sqlite}",
     "aliases": "aliases: {names: {info: [ann@example.com]}}\nlocals: {domains: [example.org]}",
     "attachment_block": "attachment_block: {names: [.exe]}",
+    "auth_checkpassword": "auth_checkpassword: {program: [/bin/false]}",
+    "auth_dovecot": "auth_dovecot: {socket: /nonexistent}",
     "auth_file": "auth_file: {}",
     "badmailfrom": "badmailfrom: {senders: [sender@example.com]}",
     "bounces": "",
