@@ -76,6 +76,7 @@ class Calls:
             "sessions": worker.reception.sessions(),
             "workers": [],
             "queue": [row async for row in self.find("queue.stats")(actor="")],
+            "suspended": [row async for row in self.find("queue.suspended")(actor="")],
             "journal": {"folder": str(folder), "full": worker.journal.full},
             "last_error": await asyncio.to_thread(newest, folder, ("error", "critical")),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import faulthandler
 import os
 import select
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 BEAT = 1.0
 #: A worker whose supervisor is gone has this many seconds for its gentle end.
 _LAST = 2 * GRACE
+#: How the kernel tells a worker that its supervisor is gone; and prctl's word for asking it to.
+_ORPHANED = signal.SIGUSR1
+_PR_SET_PDEATHSIG = 1
 #: Seconds of work without a sign of life, after which the kernel ends a worker that nobody else ends.
 _FROZEN = 60.0
 #: Events that wait for the supervisor to write them out; beyond it outputs miss some, counted.
@@ -56,9 +60,19 @@ def main() -> None:
     """Run until told to stop."""
     link, way, stacks = map(int, sys.argv[1:4])
     faulthandler.register(STACKS, stacks, all_threads=True)
+    _ask_for_the_end()
     side = socket.socket(fileno=way)
     threading.Thread(target=_outlive, args=(side,), name="lifeline", daemon=True).start()
     uvloop.run(_serve(socket.socket(fileno=link), side))
+
+
+def _ask_for_the_end() -> None:
+    """Have the kernel end us some time after the supervisor, also where no other thread comes to run.
+
+    A regular expression holds all of them up, but hears signals.
+    """
+    signal.signal(_ORPHANED, lambda *_: signal.alarm(int(_LAST)))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _ORPHANED)
 
 
 def _outlive(way: socket.socket) -> None:

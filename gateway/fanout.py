@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     #: (who asks) -> what has changed.
     Reload = Callable[[str], Awaitable[dict[str, list[str]]]]
 
+#: A call that needs all workers waits so many seconds for one that is started anew, and looks so often.
+_WAIT, _LOOK = 20.0, 0.1
 #: A worker that is frozen or starts is left out of the status after this many seconds.
 _STATUS = 2.0
 
@@ -45,17 +47,20 @@ class Fanout:
         own = {"status": self._status, "reload": self._reloaded, "stages": self._stages}
         return own.get(name) or partial(self._ask, name)
 
-    def _ask(self, name: str, **arguments: Any) -> Rows:
-        """Ask every worker, or one where all would say the same. Raises ControlError when one is missing."""
-        serving = self._pool.serving()
-        if self._pool.shared or not name.startswith("queue."):
-            serving = serving[:1]
-        elif len(serving) < len(self._pool.seats):
-            raise ControlError("a worker is being started: ask again in a moment")
-        if not serving:
-            raise ControlError("no worker is there: ask again in a moment")
+    async def _ask(self, name: str, **arguments: Any) -> Rows:
+        """Ask every worker, or one where all would say the same. Raises ControlError when one stays away."""
+        one_will_do = self._pool.shared or not name.startswith("queue.")
+        wanted = 1 if one_will_do else len(self._pool.seats)
+        end = time.monotonic() + _WAIT
+        while len(serving := self._pool.serving()[:wanted]) < wanted:
+            if time.monotonic() > end:
+                raise ControlError("a worker is being started: ask again in a moment")
+            await asyncio.sleep(_LOOK)
         parts = [process.link.rows("ask", name=name, arguments=arguments) for _, process in serving]
-        return merged(name, parts, arguments.get("limit", 0))
+        merging = merged(name, parts, arguments.get("limit", 0))
+        async with contextlib.aclosing(merging) as rows:  # type: ignore[type-var] # it is a generator
+            async for row in rows:
+                yield row
 
     async def _reloaded(self, actor: str) -> Rows:
         changes = await self._reload(actor)
@@ -92,6 +97,9 @@ class Fanout:
             ],
             "sessions": sum(one["sessions"] for one in alive),
             "queue": summed(row for part in (queue[:1] if pool.shared else queue) for row in part),
+            "suspended": list(
+                {row["destination"]: row for one in alive for row in one.pop("suspended")}.values()
+            ),
             "journal": {"folder": str(self._journal), "full": any(one["full"] for one in alive)},
             "last_error": await asyncio.to_thread(newest, self._journal, ("error", "critical")),
             "workers": workers,
@@ -105,7 +113,7 @@ class Fanout:
             return known
         with contextlib.suppress(GatewayError, TimeoutError):
             (row,) = await asyncio.wait_for(_all_rows(process, "status", ""), _STATUS)
-            known |= {key: row[key] for key in ("pid", "seconds", "sessions", "queue")}
+            known |= {key: row[key] for key in ("pid", "seconds", "sessions", "queue", "suspended")}
             known |= {"serves": True, "full": row["journal"]["full"]}
         return known
 

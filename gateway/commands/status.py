@@ -50,9 +50,16 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "queue", ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "empty"
     if found["queue"]:
         yield "oldest", age(now - min(row["oldest"] for row in found["queue"]))
+    for one in found["suspended"]:
+        yield "suspended", _suspension(one, now)
     journal = found["journal"]
     yield "journal", f"{'CANNOT BE WRITTEN' if journal['full'] else 'well'}, {journal['folder']}"
     yield "last error", _error(found["last_error"])
+
+
+def _suspension(one: dict[str, Any], now: float) -> str:
+    ends = f"in {age(one['until'] - now)}" if one["until"] else "by `mailward queue resume`"
+    return f"{one['destination']}, ends {ends}{': ' if one['reason'] else ''}{one['reason']}"
 
 
 def _worker(one: dict[str, Any]) -> str:

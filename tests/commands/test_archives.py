@@ -1,6 +1,8 @@
 """`mailward queue backup`, `verify`, `restore`, `export`, `import`, `adopt`, with a gateway and without."""
 
+import fcntl
 import json
+import os
 import shutil
 import smtplib
 import socket
@@ -127,6 +129,19 @@ def test_a_backup_goes_into_an_empty_queue_elsewhere_once(other, archive):
     file = other.base / "again.tar"
     assert "again.tar: 3 messages" in other.mailward("queue", "backup", str(file))
     assert [event["messages"] for event in told(other, "queue.backup")] == [3]
+
+
+def test_what_a_killed_restore_has_left_is_swept_by_the_next(other, archive):
+    other.mailward("queue", "list")
+    left, used = (other.base / "var" / f"restore-{name}" for name in ("killed", "runs"))
+    for folder in (left, used):
+        folder.mkdir()
+        (folder / "archive.tar").write_bytes(b"x")
+    number = os.open(used, os.O_RDONLY)
+    fcntl.flock(number, fcntl.LOCK_EX)
+    other.mailward("queue", "restore", str(archive))
+    os.close(number)
+    assert list((other.base / "var").glob("restore-*")) == [used]
 
 
 def test_a_running_gateway_restores_and_delivers_at_once(site, port, archive):

@@ -226,8 +226,11 @@ def test_without_a_gateway_the_queue_commands_own_the_queue(site, gateway, runni
     assert told["actor"] == _me()
     assert "held" in site.mailward("queue", "stats")
     assert "needs a running gateway" in site.mailward("queue", "bounce", "--all", code=1)
+    site.mailward("queue", "suspend", "slow.example", "--reason", "full")
     running()
-    assert "queue\t1 held" in site.mailward("status")
+    said = site.mailward("status")
+    assert "queue\t1 held" in said
+    assert "suspended\tslow.example, ends by `mailward queue resume`: full" in said
 
 
 def test_where_no_gateway_ever_ran_there_is_no_queue(site):

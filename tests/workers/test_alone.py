@@ -140,6 +140,23 @@ def test_without_a_supervisor_workers_end_by_themselves(site):
     assert site.stop() == 0
 
 
+def test_without_a_supervisor_a_frozen_worker_ends_too(site):
+    site.plugin("freezing", FREEZE.format(how=REGEX))
+    site.configure(workers=2)
+    site.own()
+    site.start()
+    pids = [one["pid"] for one in site.workers()]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        frozen = pool.submit(send_from, site, "freeze@example.com")
+        site.until(lambda: site.events("session.opened"))
+        time.sleep(1)  # the watchdog would need four
+        os.kill(site.process.pid, signal.SIGKILL)
+        began = time.monotonic()
+        site.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        frozen.result()
+    print(f"gone after {time.monotonic() - began:.1f} s")
+
+
 @pytest.mark.parametrize("how", ["time.sleep(0.1)", "sum(range(1000))", REGEX])
 def test_a_frozen_worker_is_killed_its_plugin_named_and_all_are_back_within_ten_seconds(site, how):
     site.plugin("freezing", FREEZE.format(how=how))

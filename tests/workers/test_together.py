@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from gateway.console import SOCKET
+from gateway.console import SOCKET, call
 from gateway.errors import ControlError
 from gateway.journal import tell
 
@@ -174,7 +174,11 @@ def test_a_worker_killed_under_load_refuses_nobody_and_loses_nothing(running):
             os.kill(victim["pid"], signal.SIGKILL)
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(send, range(150)))
+        sending = pool.map(send, range(150))
+        running.until(lambda: running.events("worker.died"))
+        # Who asks about the queue while a worker is away waits for it.
+        list(call(running.state, "queue.stats"))
+        list(sending)
     assert len(accepted) > 100
     again = running.until(lambda: all(one["serves"] for one in running.workers()) and running.workers()[1])
     assert again["pid"] != victim["pid"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -9,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
@@ -110,8 +111,23 @@ def beside_the_queue(configuration: Configuration) -> Iterator[Path]:
     state = configuration.settings.gateway.state
     if not state.is_dir():
         raise QueueError(f"no gateway has run here: {state} does not exist")
-    with tempfile.TemporaryDirectory(prefix="restore-", dir=state) as name:
+    for left in state.glob("restore-*"):
+        # One whose command was killed is not locked any more.
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix="restore-", dir=state) as name, _locked(Path(name)):
         yield Path(name)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder. Raises OSError when another has it."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(number)
 
 
 def give_away(folder: Path, configuration: Configuration) -> None:
