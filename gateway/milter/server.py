@@ -183,8 +183,7 @@ class Connection:
         said = await self._act(act, packet)
         switches = SWITCHES.get(type(packet))
         if said is not None and not (switches and self._steps & switches[1]):
-            self._writer.write(encode(said))
-            await self._writer.drain()
+            await self._say(said)
 
     async def _act(self, act: Act, packet: Packet) -> Packet | None:
         """Run a command; whatever it raises, the MTA hears a plain refusal and the log the rest."""
@@ -313,7 +312,7 @@ class Connection:
                 mail.drop(message)
         if isinstance(decision, Accept | Hold) and (held := _held(transaction)):
             decision = Hold(held)
-            self._writer.write(encode(packets.Quarantine(_one_line(held))))
+            await self._say(packets.Quarantine(_one_line(held)))
         return self._answer(transaction, "message", decision, edits=edits)
 
     async def _edit(self, mail: Incoming, message: Message) -> list[str]:
@@ -322,8 +321,7 @@ class Connection:
         for edit in mail.edits(message):
             if len(data_of(edit)) > LARGEST:
                 raise MilterError(f"{describe(edit)}: larger than a packet")
-            self._writer.write(encode(edit))
-            await self._writer.drain()
+            await self._say(edit)
             told.append(describe(edit))
         return list(dict.fromkeys(told))
 
@@ -333,6 +331,13 @@ class Connection:
         self._facts, self._farewell = Facts(), None
 
     # What they share
+
+    async def _say(self, packet: Packet) -> None:
+        """Send a packet. Raises OSError when the MTA is gone; uvloop's own error would be none."""
+        if self._writer.is_closing():
+            raise ConnectionResetError
+        self._writer.write(encode(packet))
+        await self._writer.drain()
 
     def _answer(
         self,
@@ -411,6 +416,8 @@ class _Waiting:
         self._handle = loop.call_later(PROGRESS, self._tell)
 
     def _tell(self) -> None:
+        if self._writer.is_closing():
+            return
         self._writer.write(encode(packets.Progress()))
         self._handle = self._loop.call_later(PROGRESS, self._tell)
 

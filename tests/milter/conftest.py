@@ -160,6 +160,12 @@ class Smtp:
 
 
 @pytest.fixture
+def not_started(tmp_path):
+    """Give a gateway for a loop of the test's own."""
+    return Site(tmp_path)
+
+
+@pytest.fixture
 async def site(tmp_path):
     """Give `await site(yaml, **plugins)`: a gateway of its own."""
     made = []

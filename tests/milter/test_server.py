@@ -2,8 +2,10 @@
 # ruff: noqa: ASYNC110 - what ends in another task can only be looked for
 
 import asyncio
+import gc
 
 import pytest
+import uvloop
 
 from gateway.milter import packets as p
 from gateway.milter.packets import Actions, Steps
@@ -431,3 +433,45 @@ async def test_one_connection_may_carry_many_sessions(site):
     assert await mta.envelope() == [p.Continue(), p.Continue()]
     assert await mta.content() == p.Accept()
     assert {event.client_ip for event in gateway.told("session.opened")} == {"203.0.113.9", "203.0.113.10"}
+
+
+def test_an_mta_that_left_during_a_command_is_lost_to_the_loop_that_gateways_use(not_started, monkeypatch):
+    """A transport of uvloop refuses to write once the MTA is gone, where asyncio's says nothing."""
+    monkeypatch.setattr("gateway.milter.server.PROGRESS", 0.01)
+    source = (
+        HEAD
+        + """
+    @hookimpl
+    async def helo(self):
+        import asyncio
+        while not self.site.state.joinpath("go").exists():
+            await asyncio.sleep(0.01)
+"""
+    )
+    told = []
+
+    async def leaves():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        site = not_started
+        await site.start("", {"one": source})
+        try:
+            mta = await site.mta()
+            await mta.negotiate()
+            await mta.ask(p.Connect(b"client.example", b"4", 4711, b"203.0.113.9"))
+            mta.send(p.Helo(b"client.example"))
+            # It says that it is at work.
+            await mta.reader.readexactly(5)
+            mta.writer.transport.abort()
+            await asyncio.sleep(0.1)
+            (site.folder / "var" / "go").touch()
+            async with asyncio.timeout(10):
+                while site.worker.reception.sessions():
+                    await asyncio.sleep(0.01)
+            (closed,) = site.told("session.closed")
+            assert closed.reason == "lost"
+        finally:
+            await site.stop()
+
+    uvloop.run(leaves())
+    gc.collect()
+    assert told == []
