@@ -34,6 +34,7 @@ PROGRAMS = {
     "procmail": "procmail",
     "sendmail-bin": "/opt/sendmail-peer/usr/libexec/sendmail/sendmail",
     "spin": "spin",
+    "strace": "strace",
     "swaks": "swaks",
     "unbound": "unbound",
     "vacation": "vacation",
