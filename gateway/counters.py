@@ -133,5 +133,48 @@ class Counters:
         return sorted((one for one in self._marks.values() if one.key.startswith(prefix)), key=_key)
 
 
+class StandIn(Counters):
+    """Counters that plugins get before the queue is open, which may know better ones: these are `target`."""
+
+    def __init__(self, target: Counters) -> None:
+        self.target = target
+
+    async def hit(self, key: str, window: float, amount: int = 1) -> int:
+        """Count."""
+        return await self.target.hit(key, window, amount)
+
+    async def take(self, key: str, limit: int) -> bool:
+        """Take a slot."""
+        return await self.target.take(key, limit)
+
+    async def give(self, key: str) -> None:
+        """Give a slot back."""
+        await self.target.give(key)
+
+    async def take_each(self, wanted: Mapping[str, int]) -> str:
+        """Take a slot of each key, or none."""
+        return await self.target.take_each(wanted)
+
+    async def give_each(self, keys: Sequence[str]) -> None:
+        """Give a slot of each key back."""
+        await self.target.give_each(keys)
+
+    async def mark(self, key: str, seconds: float, note: str = "") -> None:
+        """Set a mark."""
+        await self.target.mark(key, seconds, note)
+
+    async def marked(self, key: str) -> Mark | None:
+        """Give a mark."""
+        return await self.target.marked(key)
+
+    async def unmark(self, key: str) -> None:
+        """Take a mark away."""
+        await self.target.unmark(key)
+
+    async def marks(self, prefix: str = "") -> list[Mark]:
+        """Give the marks of a prefix."""
+        return await self.target.marks(prefix)
+
+
 def _key(mark: Mark) -> str:
     return mark.key

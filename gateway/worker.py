@@ -17,7 +17,7 @@ from gateway import events, journal, milter, smtp
 from gateway.backups import Backups
 from gateway.configuration import Configuration as Configuration  # noqa: PLC0414 - beside Worker it is looked for
 from gateway.configuration import make_state
-from gateway.counters import Counters
+from gateway.counters import Counters, StandIn
 from gateway.envelope import first_id
 from gateway.errors import ConfigError, GatewayError, Problem, QueueError
 from gateway.faultpoint import point
@@ -27,7 +27,7 @@ from gateway.listeners import close_sockets, open_sockets
 from gateway.loader import Loader
 from gateway.log import Log
 from gateway.plugin import Services
-from gateway.queue import Dispatcher, Filter
+from gateway.queue import Dispatcher
 from gateway.queue.birth import told
 from gateway.queue.slots import slots_of
 from gateway.reception import Reception
@@ -84,7 +84,9 @@ class Worker:
         self.started = time.time()
         self._sockets = sockets
         clock = services.clock if services else Clock()
-        self.services = services or Services(clock, Dns(), Counters(clock))
+        given = services or Services(clock, Dns(), Counters(clock))
+        self._counters = StandIn(given.counters)
+        self.services = replace(given, counters=self._counters)
         self._serving = Serving(self.services, lambda: self.settings)
         self._stack = AsyncExitStack()
         self._servers: dict[
@@ -210,6 +212,7 @@ class Worker:
         await self._begin(self.generation, None)
         self._stack.push_async_callback(self._end_all)
         self.queue = await self._open_queue()
+        self._counters.target = self.queue.counters(self._counters.target)
         self._make_reception()
         await self._work(self.queue, self.journal.ended)
         for number, queue in self._left_behind():
@@ -357,7 +360,7 @@ class Worker:
         """Emit what the queue holds and the journal lacks: the process was killed between the two."""
         known = await asyncio.to_thread(journal.accepted, self.journal.folder, since)
         after = first_id(since)
-        while page := await queue.list(Filter(), _PAGE, after):
+        while page := await queue.accepted(_PAGE, after):
             for entry in page:
                 if entry.birth >= since and entry.id not in known:
                     for event in told(entry, recovered=True):

@@ -89,6 +89,7 @@ LONG = {
     "plugins/postgres_queue/store.py": "the whole contract of queue/store.py",
     "plugins/postgres_queue/links.py": "a connection, what it demands, and what its errors mean",
     "plugins/postgres_queue/rows.py": "every column of two tables, there and back",
+    "plugins/postgres_queue/limits.py": "every statement of limits beside its call",
     "plugins/postgres_queue/writer.py": "one group commit, and what became of it",
     "plugins/sqlite_queue/disk.py": "all that lies beside the rows, and how damage is found",
     "plugins/sqlite_queue/shard.py": "every statement of SQL, beside each other",

@@ -310,16 +310,16 @@ class Queue(ABC):
     async def stats(self) -> list[Stats]:
         """Count the recipients that have not ended, by domain, state and age."""
 
-    @abstractmethod
-    async def list(self, wanted: Filter, limit: int = 1000, after: str = "") -> list[Entry]:
-        """Give entries in order of id, without bodies in memory; page on with `after`."""
-
     async def accepted(self, limit: int = 1000, after: str = "") -> list[Entry]:
         """Give what this worker has stored itself, as `list` does; of a shared queue others have the rest."""
         return await self.list(Filter(), limit, after)
 
+    @abstractmethod
+    async def list(self, wanted: Filter, limit: int = 1000, after: str = "") -> list[Entry]:
+        """Give entries in order of id, without bodies in memory; page on with `after`."""
+
     def counters(self, local: Counters) -> Counters:
-        """Give the counters of all that work this queue; `local`: those of this gateway. It need not be open."""
+        """Give the counters of all that work this queue, open or not; `local` are those of this gateway."""
         return local
 
 

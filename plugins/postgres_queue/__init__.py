@@ -47,4 +47,6 @@ class PostgresQueuePlugin(Plugin[Settings]):
         password = settings.password.get_secret_value() if settings.password else None
         database = Database(settings.database, password, f"mailward {self.site.hostname} {shard}")
         folder = self.site.state / self.stem / shard
-        return PostgresQueue(database, folder, self.clock.time, self.site.lifetime, settings.lease)
+        return PostgresQueue(
+            database, folder, self.clock.time, self.site.lifetime, settings.lease, self.log.warning
+        )

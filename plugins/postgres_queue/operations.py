@@ -95,9 +95,9 @@ async def delete(connection: Connection, wanted: Filter, after: str) -> Page:
     return Page(gone, {}, found[-1][0][0] if len(found) == PAGE else None)
 
 
-async def matching(connection: Connection, wanted: Filter, after: str) -> Page:
-    """Read those of the next page that match."""
-    found = await statements.heads(connection, wanted, after, PAGE)
+async def matching(connection: Connection, wanted: Filter, after: str, *, mine: bool = False) -> Page:
+    """Read those of the next page that match; `mine`: that this worker has stored."""
+    found = await statements.heads(connection, wanted, after, PAGE, mine=mine)
     entries = [rows.entry_of(row, recipients, Message(b"")) for row, recipients in found]
     matching = [entry for entry in entries if any(wanted.matches(entry, one) for one in entry.recipients)]
     return Page(matching, {}, found[-1][0][0] if len(found) == PAGE else None)

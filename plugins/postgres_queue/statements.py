@@ -339,10 +339,11 @@ async def heads(
     *,
     locked: bool = False,
     free: tuple[int, Collection[str]] | None = None,
+    mine: bool = False,
 ) -> list[tuple[rows.Row, list[EntryRecipient]]]:
     """Read entries that may be wanted, in order of id, as rows without content, each with its recipients.
 
-    `free`: only those that this epoch may claim, and without these.
+    `free`: only those that this epoch may claim, and without these. `mine`: only those stored by this worker.
     """
     terms = ["state = 'queued'", "id > %s"]
     values: list[object] = [after or _FIRST_ID]
@@ -358,6 +359,8 @@ async def heads(
     if free is not None:
         terms.append("(owner IS NULL OR owner = %s) AND id <> ALL(%s::uuid[])")
         values += [free[0], list(free[1])]
+    if mine:
+        terms.append("node = current_setting('application_name')")
     query = f"SELECT {HEAD} FROM entry WHERE {' AND '.join(terms)} ORDER BY id LIMIT {limit:d}"  # noqa: S608 - own words
     query += " FOR UPDATE" if locked else ""
     found = await (await connection.execute(query.encode(), values, binary=True)).fetchall()

@@ -14,13 +14,14 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from gateway import Address, FileBody, Message, point
-from gateway.queue import AGES, ClaimLost, Queue, QueueError, QueueLocked, Rest, Stats, Suspension
+from gateway.queue import AGES, ClaimLost, Filter, Queue, QueueError, QueueLocked, Rest, Stats, Suspension
 
 from . import operations, rows, statements
 from .bodies import RECIPIENTS, Bodies, Swept
 from .claims import Claims, counts
 from .lease import CHANNEL, Lease
 from .lease import now as uptime
+from .limits import NodeCounters
 from .links import Link
 from .schema import migrate
 from .view import DatabaseView
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
-    from gateway import Entry, EntryRecipient
-    from gateway.queue import Filter, Finish, Snapshot, View
+    from gateway import Counters, Entry, EntryRecipient
+    from gateway.queue import Finish, Snapshot, View
 
     from .links import Connection, Database
     from .operations import Change, Page
@@ -53,7 +54,13 @@ class PostgresQueue(Queue):
     shared: ClassVar[bool] = True
 
     def __init__(
-        self, database: Database, folder: Path, now: Callable[[], float], lifetime: float, lease: float
+        self,
+        database: Database,
+        folder: Path,
+        now: Callable[[], float],
+        lifetime: float,
+        lease: float,
+        tell: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._database = database
         self._folder = folder
@@ -61,6 +68,7 @@ class PostgresQueue(Queue):
         self._now = now
         self._lifetime = lifetime
         self._seconds = lease
+        self._limits = NodeCounters(tell)
         self._wake: Callable[[], None] = lambda: None
         self._lock: TextIO | None = None
 
@@ -69,14 +77,15 @@ class PostgresQueue(Queue):
         self._prepare()
         # Connections bear the node's name: by it the others find those of a node that hangs.
         database = replace(self._database, name=self._name)
-        #: For what must not wait for each other: stores, claims, what people ask, bodies, the lease.
-        self._links = tuple(Link(database) for _ in range(5))
-        writing, self._reading, self._asking, bulk, leasing = self._links
+        #: For what must not wait for each other: stores, claims, what people ask, bodies, the lease, limits.
+        self._links = tuple(Link(database) for _ in range(6))
+        writing, self._reading, self._asking, bulk, leasing, limiting = self._links
         try:
             await leasing.run(migrate)
             point("queue.created")
             self._lease = Lease(leasing, self._name, self._seconds, self._woken)
             await self._lease.join()
+            self._limits.join(limiting, self._lease)
         except BaseException:
             await self._hang_up()
             raise
@@ -118,6 +127,7 @@ class PostgresQueue(Queue):
             task.cancel()
         await asyncio.gather(self._keeping, *self._tasks, return_exceptions=True)
         await self._writer.stop()
+        await self._limits.leave()
         with contextlib.suppress(QueueError):
             await self._lease.leave()
         await self._hang_up()
@@ -170,6 +180,12 @@ class PostgresQueue(Queue):
         before = self._now() - self._lifetime
         query = "DELETE FROM finished WHERE id IN (SELECT id FROM finished WHERE at < %s LIMIT 10000)"
         await self._reading.run(lambda one: one.execute(query, [before]))
+        await self._limits.tidy()
+
+    def counters(self, local: Counters) -> Counters:
+        """Give counters that all nodes share."""
+        self._limits.local = local
+        return self._limits
 
     def listen(self, wake: Callable[[], None]) -> None:
         """Call `wake` at a hint of another node, and every sixth of the lease."""
@@ -571,6 +587,11 @@ class PostgresQueue(Queue):
             Stats(Address.decode(domain), state, sum(ages), birth, ages)
             for (domain, state), (ages, birth) in sorted(found.items())
         ]
+
+    async def accepted(self, limit: int = 1000, after: str = "") -> list[Entry]:
+        """Give what this worker has stored, without bodies."""
+        mine = partial(operations.matching, mine=True)
+        return await self._pages(lambda one, after: mine(one, Filter(), after), after, limit)
 
     async def list(self, wanted: Filter, limit: int = 1000, after: str = "") -> list[Entry]:
         """Give entries in order of id, without bodies."""
