@@ -195,7 +195,9 @@ def _console(stream: BinaryIO) -> Processor:
         name = f"{record['event']:<20}"
         if colour:
             name = f"\x1b[{_COLOURS[record['severity']]}m{name}\x1b[0m"
-        line = f"{record['time'][11:23]} {name} {record.get('message', '')[-8:]:<8} {summary(dict(record))}"
+        short = record.get("message", "")[-8:]
+        short = short if short.isprintable() else "?"  # a plugin may name any text as its message
+        line = f"{record['time'][11:23]} {name} {short:<8} {summary(dict(record))}"
         return line.rstrip().encode("utf-8", "backslashreplace") + b"\n"
 
     return render

@@ -73,7 +73,7 @@ class QmailLines:
     def _start(self, record: Record) -> Iterator[str]:
         number, _ = self._number(record["message"])
         self._begun += 1
-        channel = record.get("channel") or "local"
+        channel = "remote" if record.get("channel") == "remote" else "local"
         self._deliveries[_key(record)] = self._begun, channel
         recipient = safe(record.get("recipient", ""))
         yield f"starting delivery {self._begun}: msg {number} to {channel} {recipient}"
