@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib/dovecot"
 #: Package -> a program that only this package has.
 PROGRAMS = {
+    "fail2ban": "fail2ban-regex",
     "dovecot-imapd": "imap",
     "dovecot-lmtpd": "lmtp",
     "knot": "knotd",
