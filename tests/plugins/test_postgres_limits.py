@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import importlib.util
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gateway.address import Address
 from gateway.configuration import Configuration
 from gateway.counters import Counters
 from gateway.envelope import Entry, EntryRecipient, Recipient, new_id
+from gateway.journal import read
 from gateway.message import Message
 from gateway.queue import Filter
 from gateway.services import Clock
@@ -167,17 +169,17 @@ async def test_a_node_that_starts_tells_only_what_it_took_in_itself(node):
     assert sorted(mine[a] + mine[b]) == [found.id for found in await a.list(Filter())]
 
 
-def entry(message):
-    recipients = [EntryRecipient(0, Recipient.of("r@x.example"))]
-    return Entry(new_id(), Address("s@y.example"), message, recipients, 1.0, size=message.size)
+def entry(message, state="queued", birth=1.0):
+    recipients = [EntryRecipient(0, Recipient.of("r@x.example"), state)]
+    return Entry(new_id(), Address("s@y.example"), message, recipients, birth, size=message.size)
 
 
-async def test_plugins_of_two_gateways_share_what_they_got_at_their_start(
-    tmp_path, postgres_server, database
-):
-    """`remote` takes the counters when it is made, before the queue is there."""
-    workers = []
-    for name in ("a", "b"):
+@pytest.fixture
+async def gateway(tmp_path, postgres_server, database):
+    """Give `await gateway(name)`: a whole gateway on the database, stopped at the end."""
+    made = []
+
+    async def make(name):
         folder = tmp_path / name / "conf.d"
         folder.mkdir(parents=True)
         (folder / "site.yaml").write_text(
@@ -188,7 +190,25 @@ async def test_plugins_of_two_gateways_share_what_they_got_at_their_start(
         )
         worker = Worker(Configuration.load(folder))
         await worker.start()
-        workers.append(worker)
-    a, b = (one.generation.plugins["remote"].instance.counters for one in workers)
+        made.append(worker)
+        return worker
+
+    yield make
+    await asyncio.gather(*(one.stop() for one in made))
+
+
+async def test_plugins_of_two_gateways_share_what_they_got_before_the_queue_was_there(gateway):
+    a, b = [(await gateway(name)).generation.plugins["remote"].instance.counters for name in ("a", "b")]
     assert [await a.hit("k", HOUR), await b.hit("k", HOUR)] == [1, 2]
-    await asyncio.gather(*(one.stop() for one in workers))
+
+
+async def test_a_gateway_that_starts_tells_nothing_of_what_another_took_in(gateway):
+    a = await gateway("a")
+    waiting = entry(Message(b"Subject: t\n", b"\nbody\n"), state="held", birth=time.time())
+    await a.queue.add(waiting)
+    b = await gateway("b")
+    assert [one.id for one in await b.queue.list(Filter())] == [waiting.id]
+    await b.stop()
+    told = [one["event"] for one in read(b.settings.gateway.state / "journal")]
+    assert "gateway.started" in told
+    assert "message.accepted" not in told
