@@ -141,10 +141,11 @@ def test_who_asked_for_nothing_gets_qmails_format(gateway):
     assert b"Hi. This is the mail gateway at" in (running.base / "sender.eml").read_bytes()
 
 
-def test_a_delay_is_told_once(gateway):
+@pytest.mark.parametrize("attempts", [4, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_delay_is_told_once(gateway, attempts):
     running = gateway("queue: {delay_warning: 0.001s}\nquadratic_retry: {local: 1}\n")
     send(running, ("later@x.example", "NOTIFY=DELAY"), ("later@x.example",))
-    running.wait_for("delivery.deferred", 5)
+    running.wait_for("delivery.deferred", attempts)
     parsed = report(running)
     (told,) = groups(parsed)[1:]
     assert parsed["Subject"] == "delay notice"

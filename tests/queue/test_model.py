@@ -255,15 +255,17 @@ class Machine(RuleBasedStateMachine):
 
 #: A database over a socket takes longer.
 EXAMPLES = {"memory": 10, "sqlite": 6, "postgres": 1}
+#: Steps of an example, in a short look and in a long one.
+FEW, STEPS = 10, 30
 
 
-def check(make, examples):
+def check(make, examples, steps):
     machine = type("Machine", (Machine,), {"make": staticmethod(make)})
     run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=30,
+            stateful_step_count=steps,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             print_blob=True,
@@ -284,10 +286,10 @@ def make(request, monkeypatch):
 
 
 def test_a_store_agrees_with_the_model(make, request):
-    check(make, EXAMPLES[request.node.callspec.params["make"]])
+    check(make, EXAMPLES[request.node.callspec.params["make"]], FEW)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_store_agrees_with_the_model_for_long(make, request):
-    check(make, 50 * EXAMPLES[request.node.callspec.params["make"]])
+    check(make, 50 * EXAMPLES[request.node.callspec.params["make"]], STEPS)
