@@ -49,8 +49,8 @@ class Fanout:
 
     async def _ask(self, name: str, **arguments: Any) -> Rows:
         """Ask every worker, or one where all would say the same. Raises ControlError when one stays away."""
-        one_will_do = self._pool.shared or not name.startswith("queue.")
-        wanted = 1 if one_will_do else len(self._pool.seats)
+        each_has_own = name == "sessions.end" or (name.startswith("queue.") and not self._pool.shared)
+        wanted = len(self._pool.seats) if each_has_own else 1
         end = time.monotonic() + _WAIT
         while len(serving := self._pool.serving()[:wanted]) < wanted:
             if time.monotonic() > end:
