@@ -14,8 +14,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from postgres_server import SECRET
 
 from gateway.console import call
+from gateway.envelope import new_id
 from gateway.faultpoint import VARIABLE
 from gateway.journal import read
 
@@ -198,3 +200,23 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("numbers")
     for name, counts in rows:
         terminalreporter.line(f"{name:32} " + "  ".join(f"{key} {count}" for key, count in counts.items()))
+
+
+@pytest.fixture
+def settings(request):
+    """Give `settings(store)`: while it lasts there is a new store, and it gives what a site sets for it."""
+
+    @contextlib.contextmanager
+    def make(store):
+        if store == "sqlite":
+            yield ""
+            return
+        server, name = request.getfixturevalue("postgres_server"), f"steps_{new_id().replace('-', '')}"
+        server.execute(f"CREATE DATABASE {name}")
+        yield (
+            "sqlite_queue: {enabled: false}\n"
+            f"postgres_queue: {{database: '{server.url_of(name)}', password: '{SECRET}'}}\n"
+        )
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    return make

@@ -1,16 +1,13 @@
 """kill -9 at every named step: what had its 250 arrives, whole; a repeat finds its own Maildir file."""
 
 import ast
-import contextlib
 import os
 import random
 from pathlib import Path
 
 import pytest
-from postgres_server import SECRET
 from sites import Site, folder
 
-from gateway.envelope import new_id
 from gateway.faultpoint import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -47,26 +44,6 @@ def test_every_step_is_passed_somewhere():
     }
     assert named == STEPS.keys()
     assert len(STEPS) >= 40
-
-
-@pytest.fixture
-def settings(request):
-    """Give `settings(store)`: while it lasts there is a new store, and it gives what a site sets for it."""
-
-    @contextlib.contextmanager
-    def make(store):
-        if store == "sqlite":
-            yield ""
-            return
-        server, name = request.getfixturevalue("postgres_server"), f"steps_{new_id().replace('-', '')}"
-        server.execute(f"CREATE DATABASE {name}")
-        yield (
-            "sqlite_queue: {enabled: false}\n"
-            f"postgres_queue: {{database: '{server.url_of(name)}', password: '{SECRET}'}}\n"
-        )
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-    return make
 
 
 @pytest.fixture
