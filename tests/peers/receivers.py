@@ -36,6 +36,7 @@ smtpd_hard_error_limit = 10000
 smtpd_soft_error_limit = 10000
 smtpd_junk_command_limit = 10000
 smtpd_error_sleep_time = 0
+smtpd_forbidden_commands =
 smtpd_client_connection_count_limit = 0
 """
 
