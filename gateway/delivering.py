@@ -19,8 +19,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from gateway.chain import Answer
 from gateway.counters import Counters
 from gateway.envelope import Account
@@ -133,7 +131,7 @@ class Child:
             tree = Tree.parse({"conf.d": text}, Path(site["base"]))
             about = Site(site["hostname"], site["postmaster"], Path("/nonexistent"), tree.base, 0.0)
             clock = Clock()
-            loader = Loader(Services(clock, Dns(), Counters(clock)), lambda _: None, _logger)
+            loader = Loader(Services(clock, Dns(), Counters(clock)), lambda _: None, _silent)
             plugin = loader.load(Found(stem, "bundled", path, ""), tree, about)
             if plugin is None:
                 raise AgentError(f"{stem} is not enabled")
@@ -197,14 +195,17 @@ def _refuse_unsafe(path: Path) -> None:
         refuse_changeable(one)
 
 
-def _logger(stem: str) -> Any:
-    """Give a logger that says nothing: this process has no journal."""
+class _Silent:
+    """A logger that says nothing: this process has no journal, and what it does not import starts sooner."""
+
+    def __getattr__(self, name: str) -> Callable[..., _Silent]:
+        return lambda *_, **__: self
+
+
+def _silent(stem: str) -> Any:
+    """Give the logger of a plugin."""
     del stem
-    return structlog.wrap_logger(None, [_drop], structlog.make_filtering_bound_logger(50))
-
-
-def _drop(*_: Any) -> Any:
-    raise structlog.DropEvent
+    return _Silent()
 
 
 def main() -> None:
