@@ -38,8 +38,6 @@ _LONGEST_FILE = 1024 * 1024
 _WAIT = 30.0
 _MOST_FILES = 253
 _BUSY = 0.05
-#: The account whose home the gateway has made: it is ours.
-_ALIAS = "alias"
 
 
 class Agency:
@@ -191,12 +189,11 @@ class _AsAccount:
         return await said if hasattr(said, "__await__") else said
 
     async def _account(self, recipient: Recipient) -> Account | None:
-        """Give the account to become; None when nobody has it, or it is alias in our own state folder."""
+        """Give the account to become; None when nobody has it, or it is what we are already."""
         local, _, host = recipient.address.rpartition("@")
         answer = await self._plugin.chain.ask(Stages.account, local, host)
         account: Account | None = None if answer.failed else answer.value
-        ours = account is not None and (account.user, account.uid) == (_ALIAS, self._agency.uid)
-        return None if ours else account
+        return None if account is None or account.uid == self._agency.uid else account
 
 
 def _in_memory(data: bytes) -> int:
