@@ -14,11 +14,11 @@ import sys
 import tempfile
 import time
 from contextlib import redirect_stderr
+from inspect import isfunction
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-sys.path.insert(0, str(HERE.parents[1]))
 SECONDS = float(os.environ.get("MAILWARD_FUZZ_SECONDS", "600"))
 LONGEST = 4096
 
@@ -48,8 +48,10 @@ def one(name, folder, seconds):
     except ImportError:
         by_chance(name, float(seconds))
         return
-    with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=["gateway", "plugins"]):
-        from targets import TARGETS
+    with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=["gateway"]):
+        from targets import PARTS, TARGETS
+    for function in (one for module in PARTS for one in vars(module).values() if isfunction(one)):
+        atheris.instrument_func(function)
     limits = [
         f"-max_total_time={float(seconds):.0f}",
         f"-max_len={LONGEST}",
