@@ -13,9 +13,9 @@ from pathlib import Path
 
 from gateway import console, journal
 
-#: As root the gateway becomes this user, and its agent the owner of a home, who has to be another.
+#: As root the gateway becomes this user, and the homes are his.
 USER = "nobody"
-OWNER = 65533 if os.geteuid() == 0 else os.geteuid()
+OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 MAILWARD = Path(sys.executable).with_name("mailward")
 _PATIENCE = 20.0
 
