@@ -53,8 +53,7 @@ class Author:
         for _ in range(self.chance.randrange(1, 4)):
             sender, content = self._sender(), self._content()
             # Nothing but the real end may end it.
-            content = content.replace(b"\r\n.\r\n", b"\r\n..\r\n")
-            content = content[1:] if content.startswith(b".\r\n") else content
+            content = re.sub(rb"\r\n\.(?=\r\n)", b"\r\n..", b"\r\n" + content + b"\r\n")[2:-2]
             by_chunks = self.chunking and self.chance.random() < 0.7
             envelope = self._envelope(sender)
             said += envelope + (self._chunks if by_chunks else self._data)(content)
@@ -180,11 +179,11 @@ def test_it_never_sees_more_messages_than_others(servers, gateway, count):
 def compare(server, streams, seen):
     """Hold what another server has seen against what is valid, which was taken here.
 
-    One that took what is no end for the end of a message may have read the rest of the stream as anything.
+    One that also took what is not valid may have read the rest of that stream as anything.
     """
     shared = {n: one for n, one in streams.items() if server.chunking or not one.chunking}
-    fooled = {n for n, one in shared.items() if set(seen[n]) - set(one.valid)}
-    for number in shared.keys() - fooled:
+    laxer = {n for n, one in shared.items() if set(seen[n]) - set(one.valid)}
+    for number in shared.keys() - laxer:
         valid = shared[number].valid
         assert len(valid) <= len(seen[number]), (type(server).__name__, number, shared[number].packets)
     taken, here = (
@@ -196,7 +195,7 @@ def compare(server, streams, seen):
             "streams": len(shared),
             "taken": taken,
             "taken here": here,
-            "fooled": len(fooled),
+            "took others too": len(laxer),
         }
     )
     assert here <= taken
