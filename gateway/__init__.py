@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gateway.address import Address as Address
     from gateway.address import lower as lower
     from gateway.address import quote_local_part as quote_local_part
-    from gateway.checkpassword import Checkpassword as Checkpassword
     from gateway.checkpassword import PAM_SERVICE as PAM_SERVICE
+    from gateway.checkpassword import Checkpassword as Checkpassword
     from gateway.checkpassword import pam_program as pam_program
     from gateway.counters import Counters as Counters
     from gateway.counters import Mark as Mark

@@ -322,7 +322,7 @@ class TlsEstablished(Event):
     peer: str = ""
     #: How the other side was authenticated: "dane", "webpki", "certificate" (a client's), "" when it was not.
     verified: str = ""
-    #: For a delivery: what was asked for ("may", "encrypt", "verify", "dane", "mta-sts"), and whose mail it is.
+    #: For a delivery: what was asked for ("may", "encrypt", "verify", "dane", "mta-sts"), and for whose mail.
     policy: str = ""
     domain: str = ""
     #: What the domain publishes, as a TLS report names it (RFC 8460): "tlsa", "sts", "no-policy-found".

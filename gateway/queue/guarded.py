@@ -1,8 +1,8 @@
 """The message of a delivery, whose end is not given away when the claim is not ours any more.
 
-A node that was stopped, or cut from a shared queue, is taken for dead, and others deliver what it had. When it
-goes on, what it was about to deliver ends here: without its last bytes no plugin sends a final dot or gives a
-file its name.
+A node that was stopped, or cut from a shared queue, is taken for dead, and others deliver what it had. When
+it goes on, what it was about to deliver ends here: without its last bytes no plugin sends a final dot, or
+gives a file its name.
 """
 
 from __future__ import annotations

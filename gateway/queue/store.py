@@ -215,10 +215,10 @@ class Queue(ABC):
         `limit` recipients in all.
         """
 
-    def listen(self, wake: Callable[[], None]) -> None:
+    def listen(self, wake: Callable[[], None]) -> None:  # noqa: B027 - most stores have nothing to do
         """Call `wake` when others may have stored something to claim; nobody does in a store of one owner."""
 
-    async def confirm(self, entry_id: str) -> None:
+    async def confirm(self, entry_id: str) -> None:  # noqa: B027 - the same
         """Return when what we have claimed of an entry is surely ours; asked before each delivery.
 
         Raises ClaimLost when another node has taken it over.

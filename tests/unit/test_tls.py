@@ -32,7 +32,7 @@ def certificate(authority, tmp_path):
 
 
 def seen(certificates, name, authority, client=None):
-    """Shake hands over memory; give the names in the certificate that the client gets, and the server's end."""
+    """Shake hands over memory; give the certificate that the client gets, and the server's end."""
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trust.check_hostname = False
     authority.configure_trust(trust)
@@ -57,7 +57,9 @@ def seen(certificates, name, authority, client=None):
 def names(der):
     from cryptography import x509
 
-    found = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    found = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
     return found.value.get_values_for_type(x509.DNSName)
 
 
