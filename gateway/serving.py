@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.settings import Listener, Settings
 
 #: Changed certificates are in use after this many seconds at most.
-_LOOK = 30.0
+LOOK = 30.0
 
 
 class Serving:
@@ -82,4 +82,4 @@ class Serving:
         while True:
             for event in self.certificates.refresh(self._services.clock.time()):
                 emit(event)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(LOOK)

@@ -5,6 +5,7 @@ import contextlib
 import smtplib
 import socket
 import ssl
+import subprocess
 
 import pytest
 from scramp import ScramClient
@@ -134,6 +135,28 @@ def test_who_has_logged_in_may_send_to_anywhere(mechanism, serve, trust):
     (told,) = gateway.wait_for("auth.succeeded")
     assert (told["user"], told["mechanism"], told["plugin"]) == ("ann@example.org", mechanism, "auth_file")
     assert gateway.wait_for("message.accepted")[0]["user"] == "ann@example.org"
+    assert b"with ESMTPSA" in gateway.arrived()
+
+
+@pytest.mark.peer("swaks")
+@pytest.mark.peer("libnet-ssleay-perl")
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+@pytest.mark.parametrize("tls", ["--tls", "--tls-on-connect"])
+def test_swaks_logs_in(mechanism, tls, serve):
+    gateway = serve("auth: required, tls: " + ("required" if tls == "--tls" else "implicit"), LOGIN_ONLY)
+    done = subprocess.run(
+        [
+            *("swaks", "--server", f"127.0.0.1:{gateway.port}", tls, "--auth", mechanism),
+            *("--auth-user", "ann@example.org", "--auth-password", "secret"),
+            *("--from", "ann@example.org", "--to", "friend@elsewhere.example", "--helo", "client.example"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert gateway.wait_for("auth.succeeded")[0]["mechanism"] == mechanism
     assert b"with ESMTPSA" in gateway.arrived()
 
 
