@@ -74,7 +74,7 @@ class Site:
         """Let the next attempt come at once; gives how it ended."""
         count = len(await self.events(*ENDS))
         await self.worker.queue.retry(Filter())
-        self.worker.dispatcher.wake()
+        self.worker.dispatchers[0].wake()
         return await self.end(count + 1)
 
     async def holds(self, *wanted):

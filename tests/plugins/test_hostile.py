@@ -221,6 +221,7 @@ REFUSALS = {
     "501 5.1.3 a recipient needs an address\r\n",
     "555 5.5.4 parameter not recognised\r\n",
     "501 5.1.3 the address holds a control character\r\n",
+    "501 5.1.3 a domain is missing behind the @\r\n",
 }
 
 
