@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from gateway import accounts as accounts
     from gateway import controls as controls
     from gateway import events as events
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from gateway.address import Address as Address
     from gateway.address import lower as lower
     from gateway.address import quote_local_part as quote_local_part
-    from gateway.checkpassword import PAM_SERVICE as PAM_SERVICE
     from gateway.checkpassword import Checkpassword as Checkpassword
     from gateway.checkpassword import pam_program as pam_program
     from gateway.counters import Counters as Counters
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from gateway.message import FileBody as FileBody
     from gateway.message import Message as Message
     from gateway.message import Spool as Spool
+    from gateway.pam import PAM_SERVICE as PAM_SERVICE
     from gateway.plugin import Context as Context
     from gateway.plugin import Plugin as Plugin
     from gateway.plugin import Section as Section
@@ -124,7 +126,7 @@ _HOME = {
     "Network": "settings.units",
     "Notice": "envelope",
     "Outcome": "envelope",
-    "PAM_SERVICE": "checkpassword",
+    "PAM_SERVICE": "pam",
     "Place": "errors",
     "Plugin": "plugin",
     "Problem": "errors",
@@ -164,10 +166,22 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'gateway' has no attribute {name!r}")
-    if not home:
-        return import_module(f"gateway.{name}")
-    return getattr(import_module(f"gateway.{home}"), name)
+def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Make the `__getattr__` (PEP 562) of a door: its names are imported when they are first used.
+
+    `homes` maps each name to the module that it lives in, below the package or, with `gateway.` before it,
+    anywhere; "" is for a module that is public itself.
+    """
+
+    def find(name: str) -> Any:
+        home = homes.get(name)
+        if home is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if not home:
+            return import_module(f"{package}.{name}")
+        return getattr(import_module(home if home.startswith("gateway.") else f"{package}.{home}"), name)
+
+    return find
+
+
+__getattr__ = lazy(__name__, _HOME)

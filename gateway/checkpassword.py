@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 LONGEST = 512
 #: A program that takes longer is killed, with all that it has started.
 TIME = 30.0
-#: PAM's name for what asks it, unless a site says otherwise: the rules are in /etc/pam.d/mailward.
-PAM_SERVICE = "mailward"
 _GIVEN = 3
 _WRONG = 1
 _UNKNOWN = 111

@@ -12,6 +12,8 @@ import ctypes
 import os
 import sys
 
+#: PAM's name for what asks it, unless a site says otherwise: the rules are in /etc/pam.d/mailward.
+PAM_SERVICE = "mailward"
 #: What is read at most, as of checkpassword.
 _LONGEST = 512
 _ACCEPTED, _REFUSED, _UNKNOWN = 0, 1, 111
