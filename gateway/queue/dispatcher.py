@@ -135,31 +135,37 @@ class Dispatcher:
         while not self._stopping.is_set():
             self._woken.clear()
             try:
-                if not await self._claim():
-                    await self._wait()
+                now = self._clock.time()
+                if not await self._claim(now):
+                    await self._wait(now)
             except QueueError as error:
                 self._chain().emit(events.QueueFailed(error=str(error)))
                 await self._sleep(PAUSE)
 
-    async def _claim(self) -> bool:
-        """Fill the ready list; one lane may have no more than half of it."""
+    async def _claim(self, now: float) -> bool:
+        """Fill the ready list with what is due now; one lane may have no more than half of it."""
         concurrency = self._settings().concurrency
         size = 2 * (concurrency.local + concurrency.remote)
         room = size - len(self._held)
         if room <= 0:
             return False
-        entries = await self._store.claim(self._clock.time(), room, self._busy, max(1, size // 2))
+        entries = await self._store.claim(now, room, self._busy, max(1, size // 2))
         for entry in entries:
             self._hold(entry)
             self._spawn(self._guarded(entry, self._work(entry)))
         return bool(entries)
 
-    async def _wait(self) -> None:
+    async def _wait(self, claimed: float) -> None:
         """Sleep until something is due, or we are woken: by new mail, or by a delivery that has ended."""
         due = await self._store.next_due()
-        seconds = None if due is None else due - self._clock.time()
-        # What is due and was not given waits for the end of a delivery, which wakes us.
-        await self._sleep(seconds if seconds is None or seconds > 0 else _STALLED)
+        if due is None:
+            await self._sleep(None)
+        elif due <= claimed:
+            # It was due and was not given: it waits for the end of a delivery, which wakes us.
+            await self._sleep(_STALLED)
+        else:
+            # Its time may have come since we claimed.
+            await self._sleep(max(0.0, due - self._clock.time()))
 
     async def _sleep(self, seconds: float | None) -> None:
         try:

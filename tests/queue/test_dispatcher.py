@@ -649,3 +649,19 @@ async def test_a_redirected_recipient_is_rewritten_and_its_bounce_names_the_firs
     await rig.run()
     assert [delivery.recipients[0].recipient.address for delivery in rig.deliveries] == ["abc-new@y.example"]
     assert [failure.recipient.original for failure in named] == ["old@x.example"]
+
+
+async def test_what_comes_due_while_the_store_is_asked_is_tried_at_once(rig, entry, clock):
+    """Between a claim that gives nothing and the look at what is due next, time goes on."""
+    one = entry()
+    one.recipients[0].due = clock.time() + 1
+    asked = rig.store.next_due
+
+    async def slowly():
+        due = await asked()
+        clock.advance(2)
+        return due
+
+    rig.store.next_due = slowly
+    await rig.run(one, until=lambda: rig.told("message.finished"))
+    assert len(rig.deliveries) == 1
