@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.agency import Agency
+    from gateway.envelope import Credentials
 
 #: What checkpassword reads, at most (its own documentation).
 LONGEST = 512
 #: A program that takes longer is killed, with all that it has started.
 TIME = 30.0
+#: Programs that run at one time for one plugin.
+_AT_ONCE = 4
 _GIVEN = 3
 _WRONG = 1
 _UNKNOWN = 111
@@ -45,12 +48,19 @@ class Checkpassword:
         self._plugin = plugin
         self._program = program
         self._agency = agency
+        self._turn = asyncio.Semaphore(_AT_ONCE)
 
-    async def check(self, login: str, password: str) -> Accept | Defer | None:
+    async def check(self, credentials: Credentials) -> Accept | Defer | None:
         """Give Accept when the password is theirs, None when it is not, Defer when nobody can tell now."""
-        data = _written(login, password)
+        if credentials.password is None:
+            return None
+        data = _written(credentials.login, credentials.password)
         if data is None:
             return None
+        async with self._turn:
+            return await self._told(data)
+
+    async def _told(self, data: bytes) -> Accept | Defer | None:
         read, write = os.pipe()
         try:
             # A pipe holds more than this.

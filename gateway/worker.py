@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from gateway.loader import Generation
     from gateway.queue import Queue
     from gateway.queue.slots import Slots
-    from gateway.smtp.server.accepting import Acceptor
+    from gateway.server import Listening
 
 #: Seconds between two looks at whether a retired chain has sessions.
 _LOOK = 1.0
@@ -89,9 +89,7 @@ class Worker:
         self.services = replace(given, counters=self._counters)
         self._serving = Serving(self.services, lambda: self.settings)
         self._stack = AsyncExitStack()
-        self._servers: dict[
-            Endpoint, tuple[smtp.Server | milter.Server, list[asyncio.Server | Acceptor]]
-        ] = {}
+        self._servers: dict[Endpoint, tuple[smtp.Server | milter.Server, list[Listening]]] = {}
         #: Generations that sessions or deliveries still use, and what ends each when they are over.
         self._retired: dict[int, tuple[Generation, asyncio.Task[None]]] = {}
         self._prepared: tuple[Configuration, Generation] | None = None

@@ -9,7 +9,6 @@ Options: `program`, `as_root`. Events: none; `auth.succeeded` and `auth.failed` 
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,6 @@ from gateway import Accept, Checkpassword, ConfigError, Defer, Plugin, Problem, 
 
 if TYPE_CHECKING:
     from gateway import Context, Credentials
-
-#: Programs that run at one time, in each worker.
-_AT_ONCE = 4
 
 
 class Settings(Section):
@@ -44,7 +40,6 @@ class AuthCheckpassword(Plugin[Settings]):
             problem = Problem(f"{self.stem}.program: {program[0]} is no absolute path", self.place("program"))
             raise ConfigError(problem)
         self._ask = Checkpassword(self.stem, program, self.agency if self.settings.as_root else None)
-        self._turn = asyncio.Semaphore(_AT_ONCE)
 
     @hookimpl
     def startup(self) -> None:
@@ -55,7 +50,4 @@ class AuthCheckpassword(Plugin[Settings]):
     @hookimpl
     async def authenticate(self, credentials: Credentials) -> Accept | Defer | None:
         """Run the program; whom it does not know, another plugin may."""
-        if credentials.password is None:
-            return None
-        async with self._turn:
-            return await self._ask.check(credentials.login, credentials.password)
+        return await self._ask.check(credentials)

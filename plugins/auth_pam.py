@@ -8,7 +8,6 @@ Options: `service`. Events: none; `auth.succeeded` and `auth.failed` tell what c
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -17,9 +16,6 @@ from gateway import PAM_SERVICE, Accept, Checkpassword, Defer, Plugin, Section, 
 
 if TYPE_CHECKING:
     from gateway import Context, Credentials
-
-#: Logins that are looked at at one time, in each worker: PAM lets those wait who were wrong.
-_AT_ONCE = 4
 
 
 class Settings(Section):
@@ -35,7 +31,6 @@ class AuthPam(Plugin[Settings]):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._ask = Checkpassword(self.stem, pam_program(self.settings.service), self.agency)
-        self._turn = asyncio.Semaphore(_AT_ONCE)
 
     @hookimpl
     def startup(self) -> None:
@@ -46,7 +41,4 @@ class AuthPam(Plugin[Settings]):
     @hookimpl
     async def authenticate(self, credentials: Credentials) -> Accept | Defer | None:
         """Ask PAM; whom it does not know, another plugin may."""
-        if credentials.password is None:
-            return None
-        async with self._turn:
-            return await self._ask.check(credentials.login, credentials.password)
+        return await self._ask.check(credentials)

@@ -22,7 +22,7 @@ ORDER = (  # noqa: SIM905 - one name a line would be a screen
     "errors endpoint ownership faultpoint decision address message envelope errand events interfaces "
     "cdb controls passwords checkpassword pam settings journal log services counters link hookspecs "
     "when plugin accounts deadline chain isolation agency loader configuration plan delivering "
-    "routing queue sharing smtp milter reception login answering serving listeners notify privilege "
+    "routing queue sharing server smtp milter reception login answering serving listeners notify privilege "
     "forking agent operations archiving qmail drops submit backups worker calls console handover "
     "watchdog process seat child pool fanout supervisor testing commands"
 ).split()

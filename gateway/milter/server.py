@@ -6,7 +6,6 @@ One connection is one SMTP session of the MTA. It knows the protocol and no poli
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -29,6 +28,7 @@ from gateway.milter.incoming import Incoming, describe
 from gateway.milter.packets import Actions, Steps
 from gateway.milter.states import IN_MAIL, SWITCHES, State, accept_offer, after
 from gateway.milter.wire import COMMANDS, LARGEST, Decoder, data_of, encode
+from gateway.server import Server as AnyServer
 from gateway.smtp.reply import Reply, answer, closes
 
 if TYPE_CHECKING:
@@ -51,44 +51,24 @@ _REFUSALS = (Reject, Defer, Disconnect)
 _log = structlog.get_logger("gateway.milter")
 
 
-class Server:
+class Server(AnyServer["Connection"]):
     """Serves milter on a listener."""
 
     def __init__(
         self, answering: Answering, limits: Limits, listener_name: str, loop: asyncio.AbstractEventLoop
     ) -> None:
+        super().__init__(limits, loop)
         self.answering = answering
-        self.limits = limits
         self.listener_name = listener_name
-        self.loop = loop
-        self.closing = False
-        self.connections: set[Connection] = set()
-        self._empty = asyncio.Event()
-
-    async def listen(self, sock: socket.socket) -> asyncio.Server:
-        """Serve at a listening socket until what this gives is closed."""
-        if sock.family == socket.AF_UNIX:
-            return await self.loop.create_unix_server(self, sock=sock)
-        return await self.loop.create_server(self, sock=sock)
 
     def __call__(self) -> asyncio.StreamReaderProtocol:
         """Make the protocol object of a new connection."""
         reader = asyncio.StreamReader(limit=BLOCK, loop=self.loop)
         return asyncio.StreamReaderProtocol(reader, self._serve, loop=self.loop)
 
-    async def close_gently(self) -> None:
-        """Let messages under way come to their answer, and wait until all connections are closed."""
-        self.closing = True
-        for connection in list(self.connections):
-            connection.dismiss()
-        while self.connections:
-            self._empty.clear()
-            await self._empty.wait()
-
-    def abort(self) -> None:
-        """Cut off whoever is still there."""
-        for connection in list(self.connections):
-            connection.abort()
+    def dismiss(self, connection: Connection) -> None:
+        """End a connection once its message has its answer."""
+        connection.dismiss()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.closing or len(self.connections) >= self.limits.sessions:
@@ -99,8 +79,7 @@ class Server:
         try:
             await connection.run()
         finally:
-            self.connections.discard(connection)
-            self._empty.set()
+            self.forget(connection)
 
 
 class Connection:

@@ -158,14 +158,11 @@ class Dispatcher:
     async def _wait(self, claimed: float) -> None:
         """Sleep until something is due, or we are woken: by new mail, or by a delivery that has ended."""
         due = await self._store.next_due()
-        if due is None:
-            await self._sleep(None)
-        elif due <= claimed:
+        if due is not None and due <= claimed:
             # It was due and was not given: it waits for the end of a delivery, which wakes us.
             await self._sleep(_STALLED)
-        else:
-            # Its time may have come since we claimed.
-            await self._sleep(max(0.0, due - self._clock.time()))
+        else:  # since we claimed, its time may have come
+            await self._sleep(None if due is None else max(0.0, due - self._clock.time()))
 
     async def _sleep(self, seconds: float | None) -> None:
         try:

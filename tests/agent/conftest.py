@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from processes import free_port
 
 from gateway.console import call
 from gateway.journal import read
@@ -57,12 +58,6 @@ def users():
     finally:
         for name in USERS:
             subprocess.run(["userdel", "--force", "--remove", name], check=False, capture_output=True)
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 class Site:

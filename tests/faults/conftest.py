@@ -3,23 +3,20 @@
 import asyncio
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from postgres_server import SECRET
+from processes import events_of, free_port
 
 from gateway.console import call
 from gateway.envelope import new_id
 from gateway.faultpoint import VARIABLE
-from gateway.journal import read
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -38,15 +35,6 @@ virtual_domains: {{domains: {{example.org: abc}}}}
 accounts: {{system: false, virtual: {{abc: {{home: home}}}}}}
 remote: {{routes: {{"": "127.0.0.1:{sink}"}}}}
 """
-
-
-def free_port():
-    """Find a port that stays ours while nobody listens: below those that the kernel gives to clients."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            return port
 
 
 class Gateway:
@@ -138,13 +126,7 @@ class Gateway:
 
     def events(self):
         """Give all events of the journal in the order of time; no stream of it may have a gap."""
-        found = list(read(self.state / "journal"))
-        sequences = defaultdict(list)
-        for one in found:
-            sequences[one["stream"]].append(one["sequence"])
-        for stream, numbers in sequences.items():
-            assert numbers == list(range(1, len(numbers) + 1)), stream
-        return found
+        return events_of(self.state)
 
     def delivered(self):
         """Give the content of every file in the Maildir."""

@@ -4,28 +4,12 @@ import time
 from itertools import pairwise
 
 import pytest
+from false_ends import FALSE_ENDS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.smtp.framing import BadLine, Chunks, CommandLines, Content
 
-#: What other servers have taken for the end of a message (SMTP smuggling).
-FALSE_ENDS = [
-    b"\n.\n",
-    b"\n.\r",
-    b"\r.\n",
-    b"\r.\r",
-    b"\n.\r\n",
-    b"\r.\r\n",
-    b"\r\n.\n",
-    b"\r\n.\r",
-    b"\r\n.\r\r\n",
-    b"\r\r\n.\r\r\n",
-    b"\r\n\0.\r\n",
-    b"\r\n.\0\r\n",
-    b"\r\n.\r\0\n",
-    b"\n\n.\r\n",
-]
 BEFORE = b"Subject: one\r\n\r\nbody"
 AFTER = b"MAIL FROM:<smuggled@example.org>\r\nDATA\r\nx\r\n.\r\nQUIT\r\n"
 

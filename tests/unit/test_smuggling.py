@@ -8,6 +8,7 @@ end of a message stands in front of commands that would send a second one: nobod
 import asyncio
 
 import pytest
+from false_ends import FALSE_ENDS
 
 from gateway.decision import Accept
 from gateway.envelope import Recipient, Session, Transaction, new_id
@@ -16,25 +17,6 @@ from gateway.settings import Limits, Listener, Tls
 from gateway.smtp import Server
 from gateway.smtp.tls import Certificates
 
-#: What other servers have taken for the end of a message.
-FALSE_ENDS = [
-    b"\n.\n",
-    b"\n.\r",
-    b"\r.\n",
-    b"\r.\r",
-    b"\n.\r\n",
-    b"\r.\r\n",
-    b"\r\n.\n",
-    b"\r\n.\r",
-    b"\r\n.\r\r\n",
-    b"\r\r\n.\r\r\n",
-    b"\r\n\0.\r\n",
-    b"\r\n.\0\r\n",
-    b"\r\n.\r\0\n",
-    b"\n\n.\r\n",
-    b"\r\n.\x85\n",
-    b"\r\n. \n",
-]
 ENVELOPE = b"MAIL FROM:<one@example.com>\r\nRCPT TO:<u@example.org>\r\n"
 SECOND = b"MAIL FROM:<two@example.com>\r\nRCPT TO:<u@example.org>\r\nDATA\r\nx\r\n.\r\n"
 LAST = b"MAIL FROM:<last@example.com>\r\nQUIT\r\n"

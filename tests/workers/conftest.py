@@ -2,22 +2,19 @@
 
 import contextlib
 import os
-import random
 import signal
 import smtplib
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from processes import events_of, free_port
 
 from gateway.console import call
 from gateway.errors import ControlError
-from gateway.journal import read
 
 #: Root's tests run the gateway as nobody, as `mailward run` itself would.
 OWNER = os.geteuid() or 65534
@@ -126,13 +123,7 @@ class Site:
 
     def events(self, name=""):
         """Give events in the order of time; no stream may have a gap."""
-        found = list(read(self.state / "journal"))
-        sequences = defaultdict(list)
-        for one in found:
-            sequences[one["stream"]].append(one["sequence"])
-        for stream, numbers in sequences.items():
-            assert numbers == list(range(1, len(numbers) + 1)), stream
-        return [one for one in found if name in ("", one["event"])]
+        return [one for one in events_of(self.state) if name in ("", one["event"])]
 
     def streams(self, name):
         """Name the streams that have events of a name."""
@@ -145,15 +136,6 @@ class Site:
             assert time.monotonic() < end, "it never came"
             time.sleep(0.02)
         return found
-
-
-def free_port():
-
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            return port
 
 
 @contextlib.contextmanager
