@@ -18,6 +18,7 @@ import time
 import zlib
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -190,11 +191,9 @@ def holds_all_that_waited(site, manifest, found, until):
         elif one["event"] == "message.finished":
             ended[one["message"]] = one["time"]
     began, over = (
-        time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when)) for when in (manifest.created, until)
+        f"{datetime.fromtimestamp(when, UTC):%Y-%m-%dT%H:%M:%S.%fZ}" for when in (manifest.created, until)
     )
-    wanted = {
-        id_ for id_, one in told.items() if one["time"] < began and ended.get(id_, "9") > f"{over}.999999Z"
-    }
+    wanted = {id_ for id_, one in told.items() if one["time"] < began and ended.get(id_, "9") > over}
     assert wanted <= found.keys()
     assert len(wanted) > 10
 
