@@ -32,6 +32,12 @@ userdb {{
   driver = static
   args = uid=65534 gid=65534 home=/nonexistent
 }}
+# No pause after failures beyond auth_failure_delay: it would grow with each.
+service anvil {{
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
 service auth {{
   unix_listener {folder}/mailward {{
     mode = 0666
