@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from gateway import accounts as accounts
     from gateway import controls as controls
     from gateway import events as events
-    from gateway import passwords as passwords
     from gateway.address import Address as Address
     from gateway.address import lower as lower
     from gateway.address import quote_local_part as quote_local_part
-    from gateway.checkpassword import Checkpassword as Checkpassword
-    from gateway.checkpassword import pam_program as pam_program
+    from gateway.authentication import passwords as passwords
+    from gateway.authentication.checkpassword import Checkpassword as Checkpassword
+    from gateway.authentication.checkpassword import pam_program as pam_program
+    from gateway.authentication.pam import PAM_SERVICE as PAM_SERVICE
     from gateway.counters import Counters as Counters
     from gateway.counters import Mark as Mark
     from gateway.decision import Accept as Accept
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from gateway.message import FileBody as FileBody
     from gateway.message import Message as Message
     from gateway.message import Spool as Spool
-    from gateway.pam import PAM_SERVICE as PAM_SERVICE
     from gateway.plugin import Context as Context
     from gateway.plugin import Plugin as Plugin
     from gateway.plugin import Section as Section
@@ -93,7 +93,7 @@ _HOME = {
     "Address": "address",
     "Birth": "envelope",
     "Block": "settings.options",
-    "Checkpassword": "checkpassword",
+    "Checkpassword": "authentication.checkpassword",
     "Client": "envelope",
     "Clock": "services",
     "ConfigError": "errors",
@@ -126,7 +126,7 @@ _HOME = {
     "Network": "settings.units",
     "Notice": "envelope",
     "Outcome": "envelope",
-    "PAM_SERVICE": "pam",
+    "PAM_SERVICE": "authentication.pam",
     "Place": "errors",
     "Plugin": "plugin",
     "Problem": "errors",
@@ -156,9 +156,9 @@ _HOME = {
     "is_ip": "services",
     "new_id": "envelope",
     "own_addresses": "interfaces",
-    "pam_program": "checkpassword",
+    "pam_program": "authentication.checkpassword",
     "parse_network": "settings.units",
-    "passwords": "",
+    "passwords": "authentication",
     "point": "faultpoint",
     "quote_local_part": "address",
     "resolve": "routing",

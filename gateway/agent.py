@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.accounts.book import Book
+from gateway.accounts.ownership import refuse_changeable
 from gateway.endpoint import Endpoint
 from gateway.errors import AgentError
-from gateway.forking import serve_as, start_child, start_login
 from gateway.listeners import close_sockets, share_out
-from gateway.notify import WORDS, notify
-from gateway.ownership import refuse_changeable
-from gateway.privilege import give_state, read, user_of
+from gateway.partition.forking import serve_as, start_child, start_login
+from gateway.partition.notify import WORDS, notify
+from gateway.partition.privilege import give_state, read, user_of
 
 if TYPE_CHECKING:
     import pwd
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from gateway.accounts.book import Listed
     from gateway.listeners import Sockets
-    from gateway.privilege import Plan
+    from gateway.partition.privilege import Plan
 
     #: Serves as the supervisor, in a process of its own that has become `gateway.user`.
     Serve = Callable[[Sequence[Sockets], socket.socket], None]

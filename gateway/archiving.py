@@ -19,8 +19,8 @@ from gateway import events
 from gateway.errors import QueueError
 from gateway.message import FileBody, Message
 from gateway.queue import Filter
-from gateway.queue.archive_load import Loaded, load
-from gateway.queue.archive_read import Archive
+from gateway.queue.archive.loading import Loaded, load
+from gateway.queue.archive.reader import Archive
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -1,8 +1,8 @@
 """Expiring keyed counters, slots and marks: the state of all limits, per gateway and not per worker.
 
 Every call is awaitable, because the state lives with the supervisor behind this same interface
-(`sharing.py`). A limit is soft state: it starts from zero with the gateway, and the oldest counters go when
-there are more keys than fit.
+(`workers/sharing.py`). A limit is soft state: it starts from zero with the gateway, and the oldest counters
+go when there are more keys than fit.
 """
 
 from __future__ import annotations

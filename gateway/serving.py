@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from gateway import milter, smtp
 from gateway.answering import Answering
+from gateway.authentication.login import Login, secret
 from gateway.errors import ConfigError
-from gateway.login import Login, secret
 from gateway.smtp.tls import Certificates, read_file
 
 if TYPE_CHECKING:

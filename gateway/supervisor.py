@@ -18,13 +18,13 @@ from gateway import events
 from gateway.configuration import Configuration, make_state
 from gateway.console import Console
 from gateway.errors import GatewayError
-from gateway.fanout import Fanout
 from gateway.journal import Journal
 from gateway.listeners import close_sockets, share_out
 from gateway.log import Log
-from gateway.notify import notify
-from gateway.pool import Pool
+from gateway.partition.notify import notify
 from gateway.submit import open_socket
+from gateway.workers.fanout import Fanout
+from gateway.workers.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

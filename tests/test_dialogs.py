@@ -25,9 +25,9 @@ from pathlib import Path
 import pytest
 import structlog
 
+from gateway.authentication.login import Login
 from gateway.counters import Counters
 from gateway.loader import Loader
-from gateway.login import Login
 from gateway.plugin import Services, Site
 from gateway.queue import Filter, MemoryQueue
 from gateway.reception import Reception

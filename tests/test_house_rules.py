@@ -19,12 +19,11 @@ PLUGINS = ROOT / "plugins"
 DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
-    "errors endpoint ownership faultpoint decision address message envelope errand events interfaces "
-    "cdb controls passwords checkpassword pam settings journal log services counters link hookspecs "
-    "when plugin accounts deadline chain isolation agency loader configuration plan delivering "
-    "routing queue sharing server smtp milter reception login answering serving listeners notify privilege "
-    "forking agent operations archiving qmail drops submit backups worker calls console handover "
-    "watchdog process seat child pool fanout supervisor testing commands"
+    "errors endpoint faultpoint decision address message envelope errand events interfaces "
+    "controls settings journal log services counters link "
+    "hookspecs authentication when plugin accounts deadline chain isolation agency loader configuration "
+    "routing queue server smtp milter reception answering serving listeners partition agent "
+    "operations archiving qmail drops submit backups worker workers console supervisor testing commands"
 ).split()
 PURE = [
     "gateway/address.py",
@@ -38,7 +37,7 @@ PURE = [
     "gateway/smtp/sasl.py",
     "gateway/queue/retry.py",
     "gateway/queue/filter.py",
-    "gateway/cdb.py",
+    "gateway/controls/cdb.py",
     "gateway/settings/yamltree.py",
     "gateway/settings/qmail_control.py",
     "gateway/milter/packets.py",
@@ -73,7 +72,7 @@ LONG = {
     "gateway/envelope.py": "all that mail is while it moves, beside each other",
     "gateway/events.py": "the vocabulary: one class an event, to be read in one place",
     "gateway/worker.py": "the composition of a process, start to stop",
-    "gateway/pool.py": "the life of all workers, start to stop",
+    "gateway/workers/pool.py": "the life of all workers, start to stop",
     "gateway/reception.py": "every stage of reception, in mail order",
     "gateway/chain.py": "the walk, and what it counts",
     "gateway/queue/store.py": "the contract of every store, in one place",

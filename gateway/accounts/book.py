@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.accounts.assign import Assignments, parse_assign
+from gateway.accounts.ownership import refuse_changeable
 from gateway.errors import AgentError
-from gateway.ownership import refuse_changeable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ class Listed:
 
 
 class Book:
-    """`plan` is what `gateway.plan` says of accounts; `own` is who the gateway is."""
+    """`plan` is what `gateway.partition.plan` says of accounts; `own` is who the gateway is."""
 
     def __init__(self, plan: Mapping[str, Any], own: pwd.struct_passwd) -> None:
         self._plan = plan

@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from gateway.archiving import Archiving
-from gateway.calls import merged
 from gateway.commands.assembly import Assembly
 from gateway.errors import ControlError, QueueError
 from gateway.hookspecs import Stages
 from gateway.journal import Journal
 from gateway.operations import Operations
+from gateway.workers.calls import merged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

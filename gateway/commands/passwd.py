@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway import passwords
+from gateway.authentication import passwords
 from gateway.commands.common import conf_option, load
 from gateway.errors import ConfigError
 

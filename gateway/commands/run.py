@@ -48,8 +48,8 @@ def run(conf: Path | None, demo: bool) -> None:
 
 def _plan(folder: Path, base: Path | None) -> dict[str, Any]:
     """Read the configuration for the agent; this runs in a process without rights."""
-    from gateway import plan
     from gateway.configuration import Configuration
+    from gateway.partition import plan
 
     return plan.make(Configuration.load(folder, base))
 

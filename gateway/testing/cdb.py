@@ -12,7 +12,7 @@ _HEAD = 2048
 
 
 def make_cdb(records: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Write (key, value) pairs in this order; the layout is described in `gateway/cdb.py`."""
+    """Write (key, value) pairs in this order; the layout is described in `gateway/controls/cdb.py`."""
     body = bytearray()
     tables: list[list[tuple[int, int]]] = [[] for _ in range(256)]
     for key, value in records:

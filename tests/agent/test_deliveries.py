@@ -27,7 +27,7 @@ def test_files_belong_to_whom_they_are_for(site):
 
 def test_nothing_of_the_gateway_runs_as_root_but_the_agent(site):
     everybody = site.processes(site.users[site.gateway].pw_uid)
-    assert any("gateway.child" in one for one in everybody.values())
+    assert any("gateway.workers.child" in one for one in everybody.values())
     assert (site.state / "queue").stat().st_uid == site.users[site.gateway].pw_uid
 
 
@@ -92,7 +92,7 @@ def test_whoever_hangs_up_ends_the_delivery(site):
     workers = [
         one
         for one, line in site.processes(site.users[site.gateway].pw_uid).items()
-        if "gateway.child" in line
+        if "gateway.workers.child" in line
     ]
     site.qmail(site.joe, "|exit 0\n", ".qmail-slow")
     for one in workers:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.checkpassword import pam_program
+from gateway.authentication.checkpassword import pam_program
 
 PASSWORD = "a secret of ann's"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gateway.calls import Calls
 from gateway.commands import assembly
 from gateway.commands.group import mailward
 from gateway.console import Console
 from gateway.listeners import open_sockets
 from gateway.worker import Configuration, Worker
+from gateway.workers.calls import Calls
 
 OWNER = os.geteuid() or 65534
 CONF = {

@@ -14,7 +14,7 @@ from gateway.envelope import Entry, EntryRecipient, Recipient, new_id
 from gateway.journal.formats import FORMATS
 from gateway.message import Message
 from gateway.queue import Snapshot
-from gateway.queue.archive import Manifest, Writer
+from gateway.queue.archive.writer import Manifest, Writer
 from gateway.settings import Settings
 from gateway.settings.tree import Tree
 

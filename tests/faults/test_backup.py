@@ -29,8 +29,8 @@ from gateway.envelope import Entry, EntryRecipient, Recipient, new_id
 from gateway.journal import read
 from gateway.message import Message
 from gateway.queue import Snapshot
-from gateway.queue.archive import Manifest, Writer
-from gateway.queue.archive_read import Archive
+from gateway.queue.archive.reader import Archive
+from gateway.queue.archive.writer import Manifest, Writer
 
 #: Messages in a second.
 RATE = 100

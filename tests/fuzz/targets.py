@@ -18,8 +18,8 @@ from gateway.address import Address, parse_path
 from gateway.errors import AddressError, ArchiveError, ConfigError, DialogueError, MilterError
 from gateway.message import Message
 from gateway.milter import wire as milter_wire
-from gateway.queue.archive_json import read_snapshot, snapshot_json
-from gateway.queue.archive_read import Archive
+from gateway.queue.archive.form import read_snapshot, snapshot_json
+from gateway.queue.archive.reader import Archive
 from gateway.settings.tree import Tree
 from gateway.settings.yamltree import compose
 from gateway.smtp import sasl

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.notify import notify
+from gateway.partition.notify import notify
 
 CONF = """\
 gateway: {hostname: mail.example.org, state: var, workers: 1, user: nobody}

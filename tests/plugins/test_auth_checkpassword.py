@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway import Accept, ConfigError, Credentials, Defer, Stages
-from gateway.checkpassword import run
+from gateway.authentication.checkpassword import run
 from gateway.testing.build import session
 
 

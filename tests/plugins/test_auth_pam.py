@@ -5,7 +5,7 @@ import os
 import pytest
 
 from gateway import Credentials, Defer, Stages
-from gateway.checkpassword import pam_program, run
+from gateway.authentication.checkpassword import pam_program, run
 from gateway.testing.build import session
 
 CONF = "auth_pam: {service: mailward-of-no-file}\n"
@@ -32,5 +32,5 @@ async def test_what_is_no_login_is_never_let_in(data):
 
 
 async def test_a_doubt_is_none_of_the_clients(chain_of, monkeypatch):
-    monkeypatch.setattr("gateway.checkpassword.sys.executable", "/nonexistent")
+    monkeypatch.setattr("gateway.authentication.checkpassword.sys.executable", "/nonexistent")
     assert isinstance(await said(chain_of(CONF, "auth_pam"), "ann", "secret"), Defer)

@@ -10,8 +10,8 @@ import programs
 import pytest
 
 from gateway import qmail
-from gateway.calls import Calls
 from gateway.console import Console
+from gateway.workers.calls import Calls
 
 INSTALL = programs.PROGRAMS / "install"
 MESSAGE = b"Subject: hello\nTo: joe@remote.example\n\nb\n"

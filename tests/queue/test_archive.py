@@ -17,10 +17,10 @@ from gateway.envelope import Recipient, Route
 from gateway.errors import ArchiveError
 from gateway.message import HEADER_LIMIT, FileBody, Message, Spool
 from gateway.queue import Filter, Finish, Snapshot
-from gateway.queue.archive import Manifest, Writer
-from gateway.queue.archive_json import read_snapshot, snapshot_json
-from gateway.queue.archive_load import load
-from gateway.queue.archive_read import Archive
+from gateway.queue.archive.form import read_snapshot, snapshot_json
+from gateway.queue.archive.loading import load
+from gateway.queue.archive.reader import Archive
+from gateway.queue.archive.writer import Manifest, Writer
 
 MANIFEST = Manifest(1_700_000_000.5, "mail.example.org", "0.1.0", {"shard-0": 12, "shard-1": 0})
 

@@ -10,8 +10,8 @@ from gateway.envelope import new_id
 from gateway.journal.formats import FORMATS, OWN, own, seconds
 from gateway.journal.line import dump, stamp
 from gateway.queue import Snapshot
-from gateway.queue.archive import Manifest
-from gateway.queue.archive_fates import Fates
+from gateway.queue.archive.fates import Fates
+from gateway.queue.archive.writer import Manifest
 
 HOST, BEGUN = "mail.example.org", 1_700_000_000.0
 MANIFEST = Manifest(BEGUN, HOST, "0.1.0", {"shard-0": 100})

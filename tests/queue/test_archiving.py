@@ -12,7 +12,7 @@ from gateway.envelope import first_id
 from gateway.errors import QueueError
 from gateway.message import FileBody, Spool
 from gateway.queue import Filter, Finish, Snapshot
-from gateway.queue.archive import Manifest, Writer
+from gateway.queue.archive.writer import Manifest, Writer
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from gateway.address import Address
 from gateway.envelope import EntryRecipient, Recipient, Route, new_id
 from gateway.message import FileBody, Message, Spool
 from gateway.queue import MOVES, Filter, Finish, Snapshot, Suspension
-from gateway.queue.archive_json import read_snapshot, snapshot_json
+from gateway.queue.archive.form import read_snapshot, snapshot_json
 
 BIG = b"x" * (300 * 1024)
 #: Who else may claim nothing.

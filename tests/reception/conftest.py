@@ -9,7 +9,7 @@ import argon2
 import pytest
 import trustme
 
-from gateway import passwords
+from gateway.authentication import passwords
 from gateway.services import Clock
 from gateway.smtp.sasl import make_keys
 from gateway.testing.fakes import FakeDns

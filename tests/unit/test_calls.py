@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from gateway.calls import merged
 from gateway.errors import QueueError
+from gateway.workers.calls import merged
 
 
 async def rows(*given, closed=None, error=None):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from gateway.cdb import HEAD, Cdb, is_cdb
+from gateway.controls.cdb import HEAD, Cdb, is_cdb
 from gateway.testing.cdb import make_cdb
 
 #: What tcprules of ucspi-tcp 0.88 makes of `10.:allow,A="b"`, its empty tables left out.

@@ -9,8 +9,8 @@ import pytest
 from gateway.counters import Counters, Mark
 from gateway.link import Link
 from gateway.queue.slots import Slots
-from gateway.sharing import Ledger, SharedCounters, SharedSlots, SoleCounters
 from gateway.testing.fakes import FakeClock
+from gateway.workers.sharing import Ledger, SharedCounters, SharedSlots, SoleCounters
 
 
 class Gateway:

@@ -4,7 +4,7 @@ import tempfile
 
 import pytest
 
-from gateway.watchdog import PATIENCE, Suspicion, culprit
+from gateway.workers.watchdog import PATIENCE, Suspicion, culprit
 
 PLUGINS = {"sleepy": "/etc/mailward/plugins/sleepy.py", "big": "/usr/share/mailward/big/__init__.py"}
 IDLE = """\

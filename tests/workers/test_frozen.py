@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gateway.errors import ControlError
-from gateway.watchdog import PATIENCE
+from gateway.workers.watchdog import PATIENCE
 
 FAULTS = {
     "spin": "while True: pass",

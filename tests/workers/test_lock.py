@@ -8,7 +8,7 @@ from pathlib import Path
 import argon2
 import pytest
 
-from gateway import passwords
+from gateway.authentication import passwords
 
 pytestmark = pytest.mark.timeout(240)
 MAILWARD = Path(sys.executable).with_name("mailward")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from gateway.configuration import Configuration
     from gateway.message import FileBody
     from gateway.queue import Filter
-    from gateway.queue.archive_fates import Fates
-    from gateway.queue.archive_read import Archive
+    from gateway.queue.archive.fates import Fates
+    from gateway.queue.archive.reader import Archive
 
 #: Ids that one question names.
 _IDS = 1000
@@ -76,7 +76,7 @@ def backup(file: Path, conf: Path | None, as_json: bool) -> None:
 @json_option
 def verify(file: Path, as_json: bool) -> None:
     """Read the whole archive FILE, and say whether it is unharmed; nothing is loaded."""
-    from gateway.queue.archive_read import Archive
+    from gateway.queue.archive.reader import Archive
 
     with Archive.at(file) as archive:
         messages = _verified(archive)
@@ -117,7 +117,7 @@ def restore(file: Path, hold: bool, journals: tuple[Path, ...], conf: Path | Non
     ended in it within `queue.lifetime`, is not added again. Without --delivered, what was delivered since the
     backup is delivered once more.
     """
-    from gateway.queue.archive_read import Archive
+    from gateway.queue.archive.reader import Archive
 
     configuration = load(conf)
     with Archive.at(file) as archive, beside_the_queue(configuration) as folder:
@@ -151,7 +151,7 @@ def archived(configuration: Configuration, out: IO[bytes], only: Filter | None =
     from gateway.commands.assembly import Assembly
     from gateway.hookspecs import Stages
     from gateway.journal import positions
-    from gateway.queue.archive import Manifest, Writer
+    from gateway.queue.archive.writer import Manifest, Writer
 
     gateway = configuration.settings.gateway
     if not gateway.state.is_dir():
@@ -209,8 +209,8 @@ def _copied(file: Path, staged: Path) -> Row:
 
 def _judged(configuration: Configuration, archive: Archive, journals: Sequence[Path], staged: Path) -> Row:
     """Write the archive anew without the recipients whose end is told."""
-    from gateway.queue.archive import Writer
-    from gateway.queue.archive_fates import Fates
+    from gateway.queue.archive.fates import Fates
+    from gateway.queue.archive.writer import Writer
 
     fates = Fates(archive.manifest, set(archive.ids()), journals)
     fates.present = _present(configuration, fates)

@@ -33,7 +33,7 @@ def export(folder: Path, every: bool, conf: Path | None, as_json: bool, **option
     They stay in the queue. `mailward queue import DIR` takes them in again, here or elsewhere.
     """
     from gateway.queue import Filter
-    from gateway.queue.archive_read import Archive
+    from gateway.queue.archive.reader import Archive
 
     found = wanted(**options)
     if bool(found) == every:
@@ -71,7 +71,7 @@ def import_(source: Path, hold: bool, conf: Path | None, as_json: bool) -> None:
     All are read before the first is added. One that is in the queue, or ended in it within `queue.lifetime`,
     is not added again.
     """
-    from gateway.queue.archive import Manifest, Writer
+    from gateway.queue.archive.writer import Manifest, Writer
 
     configuration = load(conf)
     with beside_the_queue(configuration) as folder:
@@ -117,8 +117,8 @@ def adopt(folder: Path, conf: Path | None, as_json: bool) -> None:
 def _read(path: Path, folder: Path) -> Snapshot:
     """Read one message; `path` is its text or its JSON. Raises ArchiveError."""
     from gateway.message import Spool
-    from gateway.queue.archive_json import read_snapshot
-    from gateway.queue.archive_read import LONGEST_HEADER
+    from gateway.queue.archive.form import read_snapshot
+    from gateway.queue.archive.reader import LONGEST_HEADER
 
     text, said = path.with_suffix(".eml"), path.with_suffix(".json")
     spool = Spool(folder)

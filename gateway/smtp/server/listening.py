@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import asyncio
     import socket
 
+    from gateway.authentication.login import Login
     from gateway.envelope import Client
-    from gateway.login import Login
     from gateway.reception import Reception
     from gateway.server import Listening
     from gateway.settings import Limits, Listener

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 from gateway.address import lower
-from gateway.cdb import Cdb, is_cdb
+from gateway.controls.cdb import Cdb, is_cdb
 from gateway.errors import ConfigError, Place, Problem
 
 T = TypeVar("T")

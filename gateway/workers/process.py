@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import handover
 from gateway.errors import LinkLost
 from gateway.link import Link
+from gateway.workers import handover
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process as Subprocess
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from gateway.listeners import Sockets
 
 #: The module is found as we were found ourselves, and never in the folder that we stand in by chance.
-_CODE = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from gateway.child import main; main()"
+_CODE = """
+import json, sys
+sys.path[:] = json.loads(sys.argv.pop())
+from gateway.workers.child import main
+main()
+"""
 #: The signal that asks a process for the stacks of its threads.
 STACKS = signal.SIGUSR2
 #: A process that runs writes its stacks within this many seconds, however busy it is.

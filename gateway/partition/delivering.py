@@ -1,4 +1,4 @@
-"""The child that has become an account: `python -I -m gateway.delivering DESCRIPTOR PLAN`.
+"""The child that has become an account: `python -I -m gateway.partition.delivering DESCRIPTOR PLAN`.
 
 The agent has started it, and hands on to it what workers ask for this account. Who the account is, and where
 its home, the agent says. The plugin that delivers is loaded from files that only root can change, with the
@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gateway.accounts.ownership import refuse_changeable
 from gateway.chain import Answer
 from gateway.counters import Counters
 from gateway.envelope import Account
@@ -29,7 +30,6 @@ from gateway.loader.build import Loader
 from gateway.loader.find import Found
 from gateway.loader.steps import calls_of
 from gateway.message import BLOCK, FileBody
-from gateway.ownership import refuse_changeable
 from gateway.plugin import Services, Site
 from gateway.services import Clock, Dns
 from gateway.settings.tree import Tree

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.watchdog import PATIENCE
+from gateway.workers.watchdog import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.events import WorkerDied
     from gateway.listeners import Sockets
-    from gateway.process import Process
+    from gateway.workers.process import Process
 
 
 @dataclass(slots=True)

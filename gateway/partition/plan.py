@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.accounts import Settings as Accounts
 from gateway.agency import AS_ACCOUNT
-from gateway.checkpassword import pam_program
+from gateway.authentication.checkpassword import pam_program
+from gateway.authentication.pam import PAM_SERVICE
 from gateway.loader.find import discover
-from gateway.pam import PAM_SERVICE
 
 if TYPE_CHECKING:
     from gateway.configuration import Configuration

@@ -38,7 +38,7 @@ _DOUBT = Defer("4.7.0", "temporary authentication failure", reason="unavailable"
 
 def pam_program(service: str) -> list[str]:
     """Give the program that asks PAM, for one of its services."""
-    return [sys.executable, "-I", "-m", "gateway.pam", service]
+    return [sys.executable, "-I", "-m", "gateway.authentication.pam", service]
 
 
 class Checkpassword:

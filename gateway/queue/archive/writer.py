@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from gateway.errors import ArchiveError
 from gateway.message import BLOCK, FileBody
-from gateway.queue.archive_json import snapshot_json
+from gateway.queue.archive.form import snapshot_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

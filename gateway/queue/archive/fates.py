@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.envelope import Entry, EntryRecipient
-    from gateway.queue.archive import Manifest
+    from gateway.queue.archive.writer import Manifest
 
 _ENDS = {"delivery.delivered": "delivered", "delivery.failed": "failed", "message.expired": "failed"}
 #: Seconds by which a file's time may be before that of its last event.

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gateway.errors import GatewayError
-from gateway.privilege import become
+from gateway.partition.privilege import become
 
 if TYPE_CHECKING:
     import pwd
@@ -37,7 +37,7 @@ def start_child(account: Listed, way: int, words: str) -> int:
         become(account.uid, account.gid, account.user if account.system else "")
         os.umask(0o077)
 
-    module = "gateway.delivering"
+    module = "gateway.partition.delivering"
     return _start([sys.executable, "-I", "-m", module, str(GIVEN), words], way, begin)
 
 

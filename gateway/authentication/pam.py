@@ -1,4 +1,4 @@
-"""Looks at one login with PAM: `python -I -m gateway.pam SERVICE`, with checkpassword's ways in and out.
+"""Looks at one login with PAM: `python -I -m gateway.authentication.pam SERVICE`, as checkpassword does.
 
 Login, password and a time, each with a NUL behind it, come over fd 3. Exit codes: 0 it is theirs and the
 account may be used, 1 it is not, 111 nobody can tell now. libpam is called by its C interface (ctypes): the

@@ -23,18 +23,18 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from gateway.agency import Agency
-from gateway.calls import Calls, changes
 from gateway.configuration import Configuration
 from gateway.endpoint import Endpoint
-from gateway.handover import AGENT, SUBMIT, take
 from gateway.journal.line import dump
 from gateway.link import Link
 from gateway.plugin import Services
-from gateway.process import STACKS
 from gateway.services import Clock, Dns
-from gateway.sharing import SharedCounters, SharedSlots, SoleCounters
 from gateway.submit import Submit
 from gateway.worker import GRACE, Member, Worker
+from gateway.workers.calls import Calls, changes
+from gateway.workers.handover import AGENT, SUBMIT, take
+from gateway.workers.process import STACKS
+from gateway.workers.sharing import SharedCounters, SharedSlots, SoleCounters
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -10,18 +10,18 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from gateway.calls import merged, summed
 from gateway.errors import ControlError, GatewayError
 from gateway.journal import newest
 from gateway.loader import together
+from gateway.workers.calls import merged, summed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from gateway.pool import Pool
-    from gateway.process import Process
-    from gateway.seat import Seat
+    from gateway.workers.pool import Pool
+    from gateway.workers.process import Process
+    from gateway.workers.seat import Seat
 
     Rows = AsyncIterator[dict[str, Any]]
     #: (who asks) -> what has changed.

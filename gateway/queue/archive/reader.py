@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING
 
 from gateway.errors import ArchiveError, MessageError
 from gateway.message import BLOCK, HEADER_LIMIT, Message, Spool
-from gateway.queue.archive import FORMAT, MANIFEST, MODE, SUMS, UNIT, Manifest
-from gateway.queue.archive_json import is_id, read_snapshot
+from gateway.queue.archive.form import is_id, read_snapshot
+from gateway.queue.archive.writer import FORMAT, MANIFEST, MODE, SUMS, UNIT, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

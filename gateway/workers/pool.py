@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from gateway import events
 from gateway.counters import Counters
 from gateway.errors import GatewayError
-from gateway.handover import AGENT, SUBMIT
 from gateway.listeners import close_sockets
-from gateway.process import Process
 from gateway.queue.slots import slots_of
-from gateway.seat import Seat
 from gateway.services import Clock
-from gateway.sharing import Ledger
-from gateway.watchdog import LONG_PATIENCE, LOOK, PATIENCE, Suspicion, culprit
+from gateway.workers.handover import AGENT, SUBMIT
+from gateway.workers.process import Process
+from gateway.workers.seat import Seat
+from gateway.workers.sharing import Ledger
+from gateway.workers.watchdog import LONG_PATIENCE, LOOK, PATIENCE, Suspicion, culprit
 
 if TYPE_CHECKING:
     import socket
