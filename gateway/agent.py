@@ -211,7 +211,8 @@ class Agent:
             self._let_go(min(self._children, key=lambda one: self._children[one].asked))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         about = {key: self._made[key] for key in ("site", "plugins")}
-        pid = start_child(account, theirs.fileno(), json.dumps({**about, "account": asdict(account)}))
+        words = json.dumps({**about, "account": asdict(account)})
+        pid = start_child(account, theirs.fileno(), words, self._made["limits"])
         theirs.close()
         child = self._children[account] = Child(pid, ours)
         return child

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gateway.accounts.assign import parse_assign as parse_assign
     from gateway.accounts.passwd import find_user as find_user
     from gateway.accounts.settings import Home as Home
+    from gateway.accounts.settings import ProgramLimits as ProgramLimits
     from gateway.accounts.settings import Settings as Settings
 
 #: name -> the module it lives in.
@@ -19,6 +20,7 @@ _HOME = {
     "AssignError": "assign",
     "Assignments": "assign",
     "Home": "settings",
+    "ProgramLimits": "settings",
     "Settings": "settings",
     "find_user": "passwd",
     "parse_assign": "assign",

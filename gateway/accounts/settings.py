@@ -1,4 +1,7 @@
-"""`accounts:` where accounts come from. The plugin looks them up by it, and root's list is made of it."""
+"""`accounts:` where accounts come from, and what they may take of the host.
+
+The plugins look accounts up and deliver by it, and root's list is made of it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.plugin import Section
+from gateway.settings.units import Size  # noqa: TC001 - pydantic reads it at run time
 
 BreakCharacter = Annotated[str, Field(min_length=1, max_length=1)]
 
@@ -47,3 +51,20 @@ class Settings(Section):
     assign: str = ""
     #: Name -> account.
     virtual: dict[str, VirtualAccount] = {}
+
+
+class ProgramLimits(Section):
+    """What programs of an account may take; a part of the section of the plugin that starts them.
+
+    Started as root, the gateway holds all processes of an account to them, and nothing there can raise them.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    #: Memory (address space) of each program that an account's files start.
+    program_memory: Size = Field(default=1024**3, ge=256 * 1024**2)
+    #: Processes and threads of an account's uid at one time, where the gateway was started as root. All count
+    #: that the uid has: its logins, other accounts that share it.
+    program_processes: int = Field(default=1000, ge=20)
+    #: Open files of each program, where the gateway was started as root.
+    program_files: int = Field(default=1024, ge=64)

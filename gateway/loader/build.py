@@ -230,10 +230,16 @@ def settings_of(found: Found) -> type[Section]:
 
 
 def _module(found: Found) -> tuple[types.ModuleType, tuple[str, ...]]:
-    """Execute a plugin's file under a name of its own. Raises PluginError with file and line."""
+    """Execute a plugin's file under a name of its own; also give the modules that go when it goes.
+
+    Raises PluginError with file and line.
+    """
     sys.modules.setdefault(_NAMESPACE, types.ModuleType(_NAMESPACE))
-    # Unique in the process: two gateways may live in it.
-    name = f"{_NAMESPACE}.{found.stem}_{secrets.token_hex(4)}"
+    # Bundled ones keep no state in modules, so that one is enough for all gateways in a process, and stays.
+    bundled = found.origin == "bundled"
+    name = f"{_NAMESPACE}.{found.stem}_{found.digest if bundled else secrets.token_hex(4)}"
+    if name in sys.modules:
+        return sys.modules[name], ()
     folder = [str(found.path.parent)] if found.path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(name, found.path, submodule_search_locations=folder)
     if spec is None or spec.loader is None:
@@ -247,7 +253,7 @@ def _module(found: Found) -> tuple[types.ModuleType, tuple[str, ...]]:
         for loaded in _names_under(name):
             sys.modules.pop(loaded, None)
         raise _blame(error, found) from error
-    return module, _names_under(name)
+    return module, () if bundled else _names_under(name)
 
 
 def _names_under(name: str) -> tuple[str, ...]:

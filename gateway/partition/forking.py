@@ -18,7 +18,7 @@ from gateway.partition.privilege import become
 
 if TYPE_CHECKING:
     import pwd
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gateway.accounts.book import Listed
 
@@ -26,19 +26,30 @@ if TYPE_CHECKING:
 GIVEN = 3
 #: A login that takes longer is ended, by the kernel.
 _LOGIN_TIME = 30
-_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+#: With an arena for each thread, libc would take 64 MiB of an account's memory for it, to use a few of them.
+_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1"}
 
 
-def start_child(account: Listed, way: int, words: str) -> int:
-    """Become an account, and run what delivers for it; gives the process."""
+def start_child(account: Listed, way: int, words: str, limits: Mapping[str, int]) -> int:
+    """Become an account within its limits, and run what delivers for it; gives the process."""
 
     def begin() -> None:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _hold(resource.RLIMIT_CORE, 0)
+        _hold(resource.RLIMIT_AS, limits["memory"])
+        _hold(resource.RLIMIT_NPROC, limits["processes"])
+        _hold(resource.RLIMIT_NOFILE, limits["files"])
         become(account.uid, account.gid, account.user if account.system else "")
         os.umask(0o077)
 
     module = "gateway.partition.delivering"
     return _start([sys.executable, "-I", "-m", module, str(GIVEN), words], way, begin)
+
+
+def _hold(kind: int, most: int) -> None:
+    """Set a limit that what we become cannot raise; never a higher one than we have ourselves."""
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
 
 
 def start_login(program: Sequence[str], credentials: int) -> int:
@@ -58,8 +69,9 @@ def _start(program: Sequence[str], given: int, begin: Callable[[], None]) -> int
             for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
                 signal.signal(one, signal.SIG_DFL)
             os.chdir("/")
-            begin()
+            # First: what is open may be more than the limits let be counted.
             _keep_only(given)
+            begin()
             os.execve(program[0], [*program], _ENVIRONMENT)  # noqa: S606 - no shell is wanted
         finally:
             os._exit(111)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gateway.accounts import ProgramLimits
 from gateway.accounts import Settings as Accounts
 from gateway.agency import AS_ACCOUNT
 from gateway.authentication.checkpassword import pam_program
@@ -31,6 +32,7 @@ def make(configuration: Configuration) -> dict[str, Any]:
         "accounts": _accounts(tree),
         "site": {"hostname": gateway.hostname, "postmaster": gateway.postmaster, "base": str(tree.base)},
         "plugins": _plugins(configuration),
+        "limits": _limits(tree),
         "logins": _logins(tree),
     }
 
@@ -47,6 +49,17 @@ def _accounts(tree: Tree) -> dict[str, Any]:
         "assign": str(tree.base / found.assign) if found.assign else "",
         "system": found.system,
         "floor": found.floor,
+    }
+
+
+def _limits(tree: Tree) -> dict[str, int]:
+    """Say what an account's processes may take, as the section of what delivers there says."""
+    (stem,) = AS_ACCOUNT
+    found = tree.section(stem, ProgramLimits)
+    return {
+        "memory": found.program_memory,
+        "processes": found.program_processes,
+        "files": found.program_files,
     }
 
 

@@ -1,6 +1,7 @@
 """dot_qmail: deliver to accounts as their `.qmail` files say. Replaces qmail-lspawn and qmail-local.
 
-Options: `default_delivery` (where no `.qmail` file says anything), `program_time`, `program_path`.
+Options: `default_delivery` (where no `.qmail` file says anything), `program_time`, `program_path`, and what
+programs may take of the host: `program_memory`, `program_processes`, `program_files`.
 Events: none of its own; the dispatcher tells each delivery's fate with the text given here:
 `did files+forwards+programs`.
 
@@ -14,9 +15,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from gateway import Account, Address, Birth, Duration, Message, Outcome, Plugin, Section, Stages, hookimpl
+from gateway import Account, Address, Birth, Duration, Message, Outcome, Plugin, Stages, hookimpl
+from gateway.accounts import ProgramLimits
 
 from .execute import PATH, Job, perform
 from .failure import DeliveryError, NoMailboxError
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
 THREADS = 120
 
 
-class Settings(Section):
+class Settings(ProgramLimits):
     """What holds for every account."""
+
+    model_config = ConfigDict(extra="forbid")
 
     #: Instructions for accounts without a `.qmail` file, or with an empty one; may be several lines.
     default_delivery: str = "./Maildir/"
@@ -84,7 +88,7 @@ class DotQmail(Plugin[Settings]):
             sender="",
             message=Message(b""),
             default_delivery=self.settings.default_delivery,
-            limits=Limits(self.settings.program_time, threading.Event()),
+            limits=self._limits(),
             name="",
             birth=0.0,
             now=self.clock.time(),
@@ -122,7 +126,7 @@ class DotQmail(Plugin[Settings]):
             sender=delivery.sender,
             message=delivery.entry.message,
             default_delivery=self.settings.default_delivery,
-            limits=Limits(self.settings.program_time, threading.Event()),
+            limits=self._limits(),
             name=f"{int(delivery.entry.birth)}.{delivery.entry.id}R{one.number}",
             birth=delivery.entry.birth,
             now=self.clock.time(),
@@ -131,6 +135,9 @@ class DotQmail(Plugin[Settings]):
         )
         try:
             result = await self._in_thread(lambda: perform(job))
+        except DeliveryError as failure:
+            job.limits.called_off.set()  # what no thread was had for waits for one all the same
+            return Outcome(one.number, "deferred", str(failure), failure.status)
         except asyncio.CancelledError:
             job.limits.called_off.set()
             raise
@@ -152,8 +159,16 @@ class DotQmail(Plugin[Settings]):
             return ""
         return postmaster
 
+    def _limits(self) -> Limits:
+        return Limits(self.settings.program_time, threading.Event(), self.settings.program_memory)
+
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        """Do what blocks. Raises DeliveryError when no thread can be started for it."""
+        try:
+            working = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except RuntimeError as error:
+            raise DeliveryError("4.3.0", "no thread can be started: too many processes, or no memory") from error
+        return await working
 
 
 def _split(address: Address) -> tuple[str, str]:

@@ -119,6 +119,8 @@ class _Run:
 
     def carry_out(self) -> None:
         job, account = self.job, self.job.account
+        if job.limits.called_off.is_set():
+            raise DeliveryError("4.3.0", "nobody waits for this delivery any more")
         check_home(account.home, editing_allowed=job.dry_run)
         if not job.dry_run and is_loop(job.message.header, _encode(job.delivered_to)):
             raise DeliveryError("5.4.6", "this message is looping: it already has my Delivered-To line")

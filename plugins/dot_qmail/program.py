@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import selectors
 import signal
 import subprocess
@@ -40,6 +41,8 @@ class Limits:
     time: float
     #: Set when nobody waits for the delivery any more.
     called_off: Event
+    #: Bytes of memory (address space) of each of its processes.
+    memory: int = resource.RLIM_INFINITY
 
 
 def run(
@@ -50,7 +53,7 @@ def run(
     try:
         point("program.start")
         process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
+            _bounded(command, limits.memory),
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -65,6 +68,15 @@ def run(
         output = _wait(process, limits)
     point("program.ended")
     return _judge(process.returncode, output), output
+
+
+def _bounded(command: str, memory: int) -> list[str]:
+    """Give how to start a command, in a shell that holds it to its memory unless we are held ourselves."""
+    held = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if memory == resource.RLIM_INFINITY or held != resource.RLIM_INFINITY and held <= memory:
+        return ["/bin/sh", "-c", command]
+    kilobytes = str(memory // 1024)
+    return ["/bin/sh", "-c", 'ulimit -v "$1" && exec /bin/sh -c "$2"', "sh", kilobytes, command]
 
 
 def _judge(code: int, output: bytes) -> bool:

@@ -201,6 +201,7 @@ class Door:
             "site": {"hostname": "mail.example.org", "postmaster": "ann@example.org", "base": str(base)},
             "plugins": {"dot_qmail": {"path": str(DOT_QMAIL), "section": {}}},
             "logins": {},
+            "limits": {"memory": 1 << 30, "processes": 1000, "files": 1024},
         }
         self.process = self.way = None
 
