@@ -51,6 +51,9 @@ PURE = [
     "plugins/dot_qmail/parser.py",
     "plugins/relay_control/tcprules.py",
     "plugins/remote/dane.py",
+    "plugins/remote/mime.py",
+    "plugins/remote/parts.py",
+    "plugins/remote/seven_bit.py",
     "plugins/remote/sts_policy.py",
 ]
 IMPURE = {

@@ -40,10 +40,11 @@ from .idle import Idle
 from .mta_sts import MtaSts
 from .relay import Domain, Policy, Relay, Sender, Source
 from .routes import Hop, Routes, read_routes
+from .seven_bit import Unconvertible, in_seven_bits
 from .tls import Guard
 
 if TYPE_CHECKING:
-    from gateway import Context, Delivery, EntryRecipient, Recipient
+    from gateway import Context, Delivery, EntryRecipient, Message, Recipient
     from gateway.smtp import Connection
 
 #: Addresses of one domain that one attempt may try.
@@ -186,9 +187,26 @@ class Remote(Plugin[Settings]):
     async def _use(
         self, connection: Connection, hop: Hop, envelope: Envelope, delivery: Delivery
     ) -> list[Verdict]:
-        verdicts = await connection.send(envelope, delivery.entry.message)
+        message = delivery.entry.message
+        if envelope.eight_bit and not connection.offers("8BITMIME"):
+            message = await _in_seven_bits(connection, message)
+        verdicts = await connection.send(envelope, message)
         self._idle.put(hop, connection)
         return verdicts
+
+
+async def _in_seven_bits(connection: Connection, message: Message) -> Message:
+    """Convert for this host. Raises DialogueError where that cannot be: another host may take it as it is."""
+    try:
+        return await asyncio.to_thread(in_seven_bits, message)
+    except Unconvertible as error:
+        connection.quit()
+        raise DialogueError(
+            f"it takes no 8-bit text (8BITMIME), and {error}, so the message cannot be converted", "5.6.3"
+        ) from error
+    except OSError as error:
+        connection.quit()
+        raise DialogueError("the message could not be read here", "4.3.0") from error
 
 
 def _nobody(faults: list[tuple[str, DialogueError]]) -> Verdict:

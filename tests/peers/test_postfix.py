@@ -1,5 +1,7 @@
 """A Postfix of the test's own: it relays to the gateway, and receives what the gateway relays."""
 
+import email
+import email.policy
 import os
 import pwd
 import smtplib
@@ -34,9 +36,9 @@ smtpd_relay_restrictions = permit_mynetworks, reject
 local_header_rewrite_clients =
 smtpd_sender_restrictions = check_policy_service inet:127.0.0.1:{policy}
 smtpd_delay_reject = yes
-virtual_mailbox_domains = postfix.example
+virtual_mailbox_domains = postfix.example, seven.example
 virtual_mailbox_base = {folder}/mail
-virtual_mailbox_maps = inline:{{ ann@postfix.example=ann/, bob@postfix.example=bob/ }}
+virtual_mailbox_maps = inline:{{ ann@postfix.example=ann/, bob@postfix.example=bob/, ann@seven.example=ann/ }}
 virtual_uid_maps = static:{owner}
 virtual_gid_maps = static:{owner}
 minimal_backoff_time = 1s
@@ -50,6 +52,7 @@ smtpd_tls_key_file = {folder}/key.pem
 
 MASTER = """\
 127.0.0.1:{port} inet n - n - - smtpd
+127.0.0.1:{seven} inet n - n - - smtpd -o smtpd_discard_ehlo_keywords=8bitmime,chunking
 pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
@@ -108,7 +111,7 @@ class Postfix:
     """An instance with a configuration, a queue and mailboxes in `folder`."""
 
     def __init__(self, folder, gateway, policy):
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.seven = folder, free_port(), free_port()
         for name in ("config", "queue", "data", "mail"):
             (folder / name).mkdir()
         os.chown(folder / "data", pwd.getpwnam("postfix").pw_uid, -1)
@@ -116,7 +119,7 @@ class Postfix:
         self._certify()
         main = MAIN.format(folder=folder, gateway=gateway, policy=policy, owner=OWNER)
         (folder / "config" / "main.cf").write_text(main)
-        (folder / "config" / "master.cf").write_text(MASTER.format(port=self.port))
+        (folder / "config" / "master.cf").write_text(MASTER.format(port=self.port, seven=self.seven))
 
     def start(self):
         self._run("start")
@@ -171,9 +174,8 @@ def pair():
         stack.callback(policy.shutdown)
         gateway = Gateway(ours)
         postfix = Postfix(theirs, gateway.port, policy.server_address[1])
-        gateway.configure(
-            "40-remote.yaml", f'remote: {{routes: {{postfix.example: "127.0.0.1:{postfix.port}"}}}}\n'
-        )
+        routes = f'postfix.example: "127.0.0.1:{postfix.port}", seven.example: "127.0.0.1:{postfix.seven}"'
+        gateway.configure("40-remote.yaml", f"remote: {{routes: {{{routes}}}}}\n")
         gateway.plug("quadratic_retry", SOON)
         stack.callback(gateway.stop)
         gateway.start()
@@ -196,6 +198,47 @@ def test_postfix_takes_our_mail_byte_for_byte(pair):
         kept = postfix.received(user, "Subject: relayed")
         assert kept.endswith(b"\n" + content)
         assert kept.startswith(f"Return-Path: <ann@example.org>\nX-Original-To: {user}@postfix".encode())
+    gateway.idle()
+
+
+PARTS = """\
+Subject: {subject}
+MIME-Version: 1.0
+Content-Type: multipart/{kind}; boundary=b
+
+--b
+Content-Type: text/plain; charset=utf-8
+Content-Transfer-Encoding: 8bit
+
+{text}
+--b
+Content-Type: application/json
+
+{{"{signed}": 1}}
+--b--
+"""
+
+
+def test_where_postfix_takes_seven_bits_it_gets_the_same_in_them(pair):
+    gateway, postfix = pair
+    text = f"grüße = \n.\n{'ü' * 400}\n"
+    content = PARTS.format(subject="seven bits", kind="mixed", text=text, signed="ä").encode()
+    send(gateway.port, ["ann@seven.example"], content, options=["BODY=8BITMIME"])
+    kept = postfix.received("ann", "Subject: seven bits")
+    assert kept.isascii()
+    parsed = email.message_from_bytes(kept, policy=email.policy.default)
+    first, second = parsed.iter_parts()
+    assert first.get_content() == text
+    assert second.get_content() == '{"ä": 1}'.encode()
+    gateway.idle()
+
+
+def test_where_postfix_takes_seven_bits_a_signed_text_comes_back(pair):
+    gateway, postfix = pair
+    content = PARTS.format(subject="signed", kind="signed; protocol=x/y", text="grüße", signed="").encode()
+    send(gateway.port, ["ann@seven.example"], content, "dora@example.net", ["BODY=8BITMIME"])
+    gateway.received(1, having="a signature covers its 8-bit text", account="xyz")
+    assert postfix.taken("ann", "Subject: signed") == []
     gateway.idle()
 
 

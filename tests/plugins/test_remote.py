@@ -371,7 +371,7 @@ async def test_eight_bit_is_declared_where_the_host_knows_the_word(remote):
         "MAIL FROM:<s@me.example> BODY=8BITMIME",
         "MAIL FROM:<s@me.example>",
     ]
-    assert other.contents == ["Subject: t\r\n\r\nü\r\n".encode()]
+    assert [line for line in other.commands if line.startswith("MAIL")] == ["MAIL FROM:<s@me.example>"]
 
 
 async def test_by_lmtp_each_recipient_has_an_answer_of_its_own(remote):
