@@ -8,12 +8,14 @@ from collections import Counter
 import pytest
 from traffic import KINDS, Load, Sink, kind, text, token_of
 
+#: A start takes most of a second, so the many are for `make test-faults`.
+KILLS = [8, pytest.param(50, marks=pytest.mark.slow)]
 SEED = int(os.environ.get("MAILWARD_SEED", "0")) or random.SystemRandom().randrange(10**6)
-KILLS = 15
 
 
 @pytest.mark.timeout(200)
-async def test_kills_under_load_lose_nothing(gateway):
+@pytest.mark.parametrize("kills", KILLS)
+async def test_kills_under_load_lose_nothing(gateway, kills):
     print(f"MAILWARD_SEED={SEED}")
     moments = random.Random(SEED)
     gateway.home(**{"sent-on": "&box@example.org\n"})
@@ -21,20 +23,20 @@ async def test_kills_under_load_lose_nothing(gateway):
     async with await asyncio.start_server(sink.serve, "127.0.0.1", 0) as server:
         gateway.configure(server.sockets[0].getsockname()[1])
         async with load.running():
-            for sink.run in range(KILLS):
+            for sink.run in range(kills):
                 await gateway.start()
                 load.up.set()
                 await asyncio.sleep(moments.uniform(0.0, 0.4))
                 load.up.clear()
                 await gateway.kill()
-        sink.run = KILLS
+        sink.run = kills
         await gateway.start()
         await gateway.empty()
         assert await gateway.stop() == 0
 
     copies = sum(map(len, sink.copies.values()))
     print(f"{load.sent} begun, {len(load.accepted)} had their 250, {copies} copies at the sink")
-    assert len(load.accepted) > KILLS
+    assert len(load.accepted) > kills
     _all_in_the_maildir(gateway, load.accepted)
     _all_at_the_sink(sink, load.accepted)
     _told_without_a_gap(gateway.events(), load.accepted)

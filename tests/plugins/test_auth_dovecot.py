@@ -73,7 +73,8 @@ async def test_the_request_says_who_and_from_where(chain, tmp_path):
 @pytest.mark.parametrize(
     "greeting", ["", "VERSION\t2\t0\nDONE\n", "220 mail.example.org ESMTP\n", "x\n" * 200, "MECH\tPLAIN\n"]
 )
-async def test_what_is_no_dovecot_is_a_doubt(chain, tmp_path, greeting):
+async def test_what_is_no_dovecot_is_a_doubt(chain_of, tmp_path, greeting):
+    chain = chain_of(f"auth_dovecot: {{socket: {tmp_path}/auth, timeout: 1s}}\n", "auth_dovecot")
     async with dovecot(tmp_path, "OK\t1\n", greeting):
         assert isinstance(await said(chain), Defer)
 

@@ -26,12 +26,12 @@ def trust(authority):
 
 
 @contextlib.contextmanager
-def connected(gateway, trust=None, *, implicit=False):
+def connected(gateway, trust=None, *, implicit=False, source="127.0.0.1"):
     """Connect; with `trust` under TLS."""
     how = {"context": trust} if implicit else {}
     client = (smtplib.SMTP_SSL if implicit else smtplib.SMTP)(timeout=10, **how)
     client._host = "mail.example.org"  # smtplib asks for the certificate of this name
-    client.connect("127.0.0.1", gateway.port)
+    client.connect("127.0.0.1", gateway.port, (source, 0))
     with client:
         client.ehlo("client.example")
         if trust and not implicit:
@@ -245,7 +245,9 @@ def test_unless_the_listener_says_so(serve):
     ],
 )
 def test_what_is_no_exchange_is_refused(said, code, serve, trust):
-    with connected(serve("auth: optional"), trust) as client:
+    # Failures count by client, and make its next answer wait.
+    source = f"127.0.1.{1 + len(said) % 250}"
+    with connected(serve("auth: optional"), trust, source=source) as client:
         first, *rest = f"AUTH {said}".strip().split("\r\n")
         answer = client.docmd(first)
         if rest:

@@ -479,4 +479,4 @@ def test_thousands_of_mistakes_are_told_in_linear_time():
             parse(f"remote:\n  routes:\n{lines}").section("remote", Remote)
         assert len(caught.value.problems) == 2 * number
 
-    assert_linear(load, 3000)
+    assert_linear(load, 1000)
