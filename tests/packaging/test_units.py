@@ -67,7 +67,7 @@ def test_root_keeps_four_capabilities_and_the_other_unit_none():
 def test_systemd_hears_the_main_process_alone_and_drops_no_event(name):
     found = dict(settings(name))
     assert (found["Type"], found["NotifyAccess"]) == ("notify", "main")
-    assert found["LogRateLimitIntervalSec"] == "0"
+    assert (found["LogRateLimitIntervalSec"], int(found["LogRateLimitBurst"])) == ("1s", 1_000_000)
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root")
