@@ -215,5 +215,5 @@ async def _all(reader: asyncio.StreamReader) -> dict[str, Any]:
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
-        raise AgentError("it ended without an answer")
+        raise AgentError("no answer came: too many processes, or no memory (see dot_qmail.program_*)")
     return said

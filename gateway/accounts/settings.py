@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.plugin import Section
-from gateway.settings.units import Size  # noqa: TC001 - pydantic reads it at run time
+from gateway.settings.units import Size
 
 BreakCharacter = Annotated[str, Field(min_length=1, max_length=1)]
 

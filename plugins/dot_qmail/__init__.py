@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, Field
 
-from gateway import Account, Address, Birth, Duration, Message, Outcome, Plugin, Stages, hookimpl
-from gateway.accounts import ProgramLimits
+from gateway import Account, Address, Birth, Duration, Message, Outcome, Plugin, Stages, accounts, hookimpl
 
 from .execute import PATH, Job, perform
 from .failure import DeliveryError, NoMailboxError
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 THREADS = 120
 
 
-class Settings(ProgramLimits):
+class Settings(accounts.ProgramLimits):
     """What holds for every account."""
 
     model_config = ConfigDict(extra="forbid")
@@ -167,7 +166,8 @@ class DotQmail(Plugin[Settings]):
         try:
             working = asyncio.get_running_loop().run_in_executor(self._threads, work)
         except RuntimeError as error:
-            raise DeliveryError("4.3.0", "no thread can be started: too many processes, or no memory") from error
+            text = "no thread can be started: too many processes, or no memory"
+            raise DeliveryError("4.3.0", text) from error
         return await working
 
 

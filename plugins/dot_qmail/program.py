@@ -73,7 +73,7 @@ def run(
 def _bounded(command: str, memory: int) -> list[str]:
     """Give how to start a command, in a shell that holds it to its memory unless we are held ourselves."""
     held = resource.getrlimit(resource.RLIMIT_AS)[1]
-    if memory == resource.RLIM_INFINITY or held != resource.RLIM_INFINITY and held <= memory:
+    if memory == resource.RLIM_INFINITY or (held != resource.RLIM_INFINITY and held <= memory):
         return ["/bin/sh", "-c", command]
     kilobytes = str(memory // 1024)
     return ["/bin/sh", "-c", 'ulimit -v "$1" && exec /bin/sh -c "$2"', "sh", kilobytes, command]

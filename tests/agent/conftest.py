@@ -119,6 +119,16 @@ class Site:
         status = self.home[name].stat()
         os.chown(path, status.st_uid, status.st_gid)
 
+    def maildir(self, name):
+        """Give an account a Maildir; gives where new mail in it is."""
+        for folder in ("tmp", "new", "cur"):
+            path = self.home[name] / "Maildir" / folder
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.home[name].stat()
+            for one in (path.parent, path):
+                os.chown(one, status.st_uid, status.st_gid)
+        return self.home[name] / "Maildir" / "new"
+
     def send(self, to, text="hello\r\n", sender="sender@example.com"):
         """Send a message; gives its subject, by which it is found again."""
         subject = f"number {next(self.names)}"

@@ -4,19 +4,9 @@ import os
 import smtplib
 
 
-def maildir(site, name):
-    for folder in ("tmp", "new", "cur"):
-        path = site.home[name] / "Maildir" / folder
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = site.home[name].stat()
-        for one in (path.parent, path):
-            os.chown(one, status.st_uid, status.st_gid)
-    return site.home[name] / "Maildir" / "new"
-
-
 def test_files_belong_to_whom_they_are_for(site):
     for name in (site.ann, site.joe):
-        new = maildir(site, name)
+        new = site.maildir(name)
         assert site.fate(name)["event"] == "delivery.delivered"
         (found,) = new.iterdir()
         status = found.stat()
@@ -59,7 +49,7 @@ def test_a_program_reaches_nothing_but_its_own(site):
 
 
 def test_large_bodies_arrive_whole(site):
-    new = maildir(site, site.joe)
+    new = site.maildir(site.joe)
     text = "".join(f"line {number} of a body that is no small one\r\n" for number in range(20_000))
     assert site.fate(site.joe, text=text)["event"] == "delivery.delivered"
     (found,) = new.iterdir()
@@ -68,7 +58,7 @@ def test_large_bodies_arrive_whole(site):
 
 
 def test_forwards_of_a_child_go_on(site):
-    new = maildir(site, site.joe)
+    new = site.maildir(site.joe)
     site.qmail(site.ann, f"&{site.joe}@example.org\n", ".qmail-on")
     assert site.fate(f"{site.ann}-on")["event"] == "delivery.delivered"
     (found,) = site.until(lambda: list(new.iterdir()))

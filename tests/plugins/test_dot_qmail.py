@@ -4,6 +4,9 @@ import asyncio
 import fcntl
 import mailbox
 import os
+import re
+import resource
+import sys
 import threading
 import time
 from pathlib import Path
@@ -66,6 +69,13 @@ class Site:
 @pytest.fixture
 def site(tmp_path):
     return Site(tmp_path)
+
+
+def raising(error):
+    def call(*_):
+        raise error
+
+    return call
 
 
 async def until(ready):
@@ -244,6 +254,37 @@ async def test_a_program_that_hangs_is_ended_with_its_children(tmp_path):
     child = int((home / "child").read_text())
     state = Path(f"/proc/{child}/stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+async def test_a_program_has_no_more_memory_than_it_may_and_cannot_take_more(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    site = Site(tmp_path, CONF + "dot_qmail: {program_memory: 256M}\n")
+    home = site.home(
+        _a=f"|{sys.executable} -c 'bytearray(1 << 30)'\n",
+        _b="|cat /proc/self/limits > seen; ulimit -v unlimited\n",
+    )
+    hungry, greedy = await site.deliver("a@example.org"), await site.deliver("b@example.org")
+    assert (hungry.result, "MemoryError" in hungry.text) == ("deferred", True)
+    assert (greedy.result, "not permitted" in greedy.text) == ("deferred", True)
+    assert re.search(rf"Max address space +{256 << 20} +{256 << 20} ", (home / "seen").read_text())
+    # The gateway itself is held to nothing.
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+async def test_without_a_thread_mail_is_deferred_and_never_delivered_behind_it(site, monkeypatch):
+    home = site.home(_a="|echo ran >> ran\n", _b="|while ! test -e go; do sleep 0.02; done\n")
+    slow = asyncio.ensure_future(site.deliver("b@example.org"))
+    await until(lambda: any(one.name.startswith("dot_qmail") for one in threading.enumerate()))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", raising(RuntimeError("can't start new thread")))
+        outcome = await site.deliver("a@example.org")
+    assert (outcome.result, "no thread" in outcome.text) == ("deferred", True)
+    (home / "go").touch()
+    assert (await slow).result == "delivered"
+    # By now its thread has done what waited for one.
+    assert (await site.deliver("b@example.org")).result == "delivered"
+    assert not (home / "ran").exists()
+    assert (await site.deliver("a@example.org")).result == "delivered"
 
 
 async def test_a_delivery_that_is_called_off_ends_its_program(site):
