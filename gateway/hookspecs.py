@@ -190,8 +190,11 @@ class Stages:
         """
 
     @_stage("provide", "defer, loudly", ("locals", ..., "remote"))
-    def route(self, recipient: Recipient) -> Route | None:
-        """Name the deliver plugin and the destination of a rewritten recipient. No side effects."""
+    def route(self, recipient: Recipient, sender: Address) -> Route | None:
+        """Name the deliver plugin and the destination of a rewritten recipient. No side effects.
+
+        The answer is kept with the recipient: `destination` is what `per_destination` counts by.
+        """
 
     @_stage("provide", "no such account", (..., "accounts"))
     def account(self, local_part: str, domain: str) -> Account | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from gateway.address import Address
+from gateway.envelope import expand_verp
 from gateway.hookspecs import Stages
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 #: A recipient that becomes more than this many is refused as a loop of aliases.
 LARGEST_EXPANSION = 10_000
+#: The null sender.
+NOBODY = Address("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,10 @@ class Routed:
         return replace(self.recipient, expanded=True, chosen="")
 
 
-async def resolve(chain: Chain, recipient: Recipient) -> list[Routed]:
+async def resolve(chain: Chain, recipient: Recipient, sender: Address = NOBODY) -> list[Routed]:
     """Rewrite and route one recipient; more than one comes back when an alias names several."""
     if recipient.final:
-        return [await _routed(chain, recipient)]
+        return [await _routed(chain, recipient, sender)]
     rewritten = await chain.transform(Stages.rewrite, recipient)
     if rewritten.failed:
         return [Routed(recipient, None, failed=True, plugin=rewritten.plugin)]
@@ -44,9 +48,9 @@ async def resolve(chain: Chain, recipient: Recipient) -> list[Routed]:
     )
     if len(targets) > LARGEST_EXPANSION:
         return [Routed(recipient, None, failed=True, plugin="rewrite")]
-    return [await _routed(chain, target) for target in targets]
+    return [await _routed(chain, target, sender) for target in targets]
 
 
-async def _routed(chain: Chain, recipient: Recipient) -> Routed:
-    answer = await chain.ask(Stages.route, recipient)
+async def _routed(chain: Chain, recipient: Recipient, sender: Address) -> Routed:
+    answer = await chain.ask(Stages.route, recipient, expand_verp(sender, recipient.address))
     return Routed(recipient, answer.value, answer.failed, answer.plugin)

@@ -120,7 +120,7 @@ _READERS: dict[tuple[str, ...], Callable[..., Mail]] = {
     ("session",): lambda session, *_: _of_client(session),
     ("transaction",): mail_of,
     ("transaction", "recipient"): lambda transaction, one: _of_client(transaction.session, _domains([one])),
-    ("recipient",): lambda one: Mail(domains=_domains([one])),
+    ("recipient",): lambda one, *_: Mail(domains=_domains([one])),
     ("local_part",): lambda _, domain: Mail(domains=(domain,)),
     ("entry",): _of_entry,
     ("delivery",): lambda delivery, *_: _of_facts(

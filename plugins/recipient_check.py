@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gateway import Defer, Plugin, Reject, Section, Stages, hookimpl, resolve
 
 if TYPE_CHECKING:
-    from gateway import Recipient
+    from gateway import Recipient, Transaction
 
 UNKNOWN = Reject("5.1.1", "no such user here", reason="unknown_recipient")
 DOUBT = Defer("4.3.0", "cannot look this recipient up now, try again later", reason="recipient_doubt")
@@ -24,10 +24,10 @@ class RecipientCheck(Plugin[Section]):
     """Walks `rewrite` and `route`, and asks the plugin that would deliver."""
 
     @hookimpl
-    async def rcpt(self, recipient: Recipient) -> Reject | Defer | None:
+    async def rcpt(self, transaction: Transaction, recipient: Recipient) -> Reject | Defer | None:
         """Refuse when the recipient, or all that it stands for, is unknown; defer on doubt."""
         known, doubt = False, False
-        for routed in await resolve(self.chain, recipient):
+        for routed in await resolve(self.chain, recipient, transaction.sender):
             if routed.failed or routed.route is None:
                 doubt = True
                 continue

@@ -118,6 +118,7 @@ _ARGUMENTS = {
     "login": "the name that the client wants to be",
     "transaction": "the message on its way in: sender, recipients so far, session (None for mail born here)",
     "recipient": "the recipient that this is about",
+    "sender": 'the envelope sender, "" for the null sender',
     "message": "its bytes, with edits of the header; yours to change",
     "entry": "the message in the queue",
     "local_part": "what stands before the `@`",

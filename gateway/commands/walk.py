@@ -57,7 +57,7 @@ class Walk:
             recipient = relay.recipient or recipient
             await self._decide(Stages.rcpt, "go on", transaction, recipient)
         for target in await self._rewrite(recipient):
-            await self._target(target)
+            await self._target(target, transaction.sender)
 
     async def _decide(self, hook: Hook[Any], silence: str, *args: Any) -> Any:
         answer = await self.assembly.generation.chain.ask(hook, *args)
@@ -89,8 +89,8 @@ class Walk:
             current = targets
         return current
 
-    async def _target(self, recipient: Recipient) -> None:
-        answer = await self.assembly.generation.chain.ask(Stages.route, recipient)
+    async def _target(self, recipient: Recipient, sender: Address) -> None:
+        answer = await self.assembly.generation.chain.ask(Stages.route, recipient, sender)
         route: Route | None = answer.value
         if route is None:
             text = self._failure(answer) if answer.failed else "deferred: no plugin has a route"

@@ -201,7 +201,7 @@ class Dispatcher:
         """Rewrite and route what was never routed. What becomes several is claimed anew."""
         chain = self._chain()
         for one in list(entry.recipients):
-            found = [] if one.route else await resolve(chain, one.recipient)
+            found = [] if one.route else await resolve(chain, one.recipient, entry.sender)
             if len(found) > 1:
                 await self._split(chain, entry, one, found)
                 continue

@@ -123,6 +123,8 @@ def _about(stage: str, made: Transaction, address: str) -> tuple[Any, ...]:
         local, _, domain = address.rpartition("@")
         return (local or domain, domain if local else "")
     one = recipient(address)
+    if stage == "route":
+        return (one, made.sender)
     return (made, one) if stage in ("relay", "rcpt") else (one,)
 
 

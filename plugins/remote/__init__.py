@@ -121,9 +121,9 @@ class Remote(Plugin[Settings]):
             self.log.warning("no resolver on this host validates DNSSEC, so that no host is known by DANE")
 
     @hookimpl
-    def route(self, recipient: Recipient) -> Route:
+    def route(self, recipient: Recipient, sender: Address) -> Route:
         """Send on whatever has come this far."""
-        hop = self._routes.hop(recipient.address)
+        hop = self._routes.hop(recipient.address, sender)
         return Route("remote", "remote", destination=str(hop), rule=hop.rule)
 
     @hookimpl

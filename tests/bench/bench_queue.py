@@ -95,7 +95,7 @@ class Rig:
         await self.store.open()
         self.journal = Journal(self.folder / "journal", "bench")
         self.journal.open()
-        hooks = {"route": lambda _: Route("box", "local"), "deliver": self.deliver}
+        hooks = {"route": lambda *_: Route("box", "local"), "deliver": self.deliver}
         steps = {name: [Step("box", call, 30.0, False, False, False)] for name, call in hooks.items()}
         chain = Chain(SPECS, steps, self.journal.emit)
         concurrency = SimpleNamespace(local=20, remote=100, per_destination=20)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway import Stages, events
+from gateway import Address, Stages, events
 from gateway.errors import ConfigError
 from gateway.testing import Bench, delivery, entry, message, recipient, session, transaction
 
@@ -104,6 +104,19 @@ async def test_routing_knows_the_domain_alone(bench):
         for name in ("a.example", "b.example")
     ]
     assert [str(one.address) for one in moved] == ["x@a.example", "seen@b.example"]
+
+
+async def test_a_route_by_the_sender_has_conditions_too(bench):
+    source = HEAD.replace("Reject", "Route") + (
+        "    @hookimpl\n    def route(self, recipient, sender):\n"
+        "        return Route('one', 'remote', sender.domain)\n"
+    )
+    chain = bench.chain("one: {when: {domains: [b.example]}, before: [locals]}", one=source)
+    found = [
+        (await chain.ask(Stages.route, recipient(f"x@{name}"), Address("ann@c.example"))).value.destination
+        for name in ("a.example", "b.example")
+    ]
+    assert found == ["a.example", "c.example"]
 
 
 async def test_events_are_shown_by_their_own_fields(bench):

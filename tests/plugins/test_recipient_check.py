@@ -81,6 +81,25 @@ class Broken(Plugin):
     assert isinstance(await ask("info@example.org", broken=broken), Defer)
 
 
+async def test_the_route_may_depend_on_the_sender(ask):
+    by_sender = """
+from gateway import Plugin, Route, hookimpl
+
+class BySender(Plugin):
+    @hookimpl
+    def route(self, sender):
+        return Route("by_sender", "remote") if sender == "sender@example.com" else None
+
+    @hookimpl
+    def deliver(self, delivery): ...
+
+    @hookimpl
+    def exists(self, recipient):
+        return False
+"""
+    assert isinstance(await ask("u@elsewhere.example", by_sender=by_sender), Reject)
+
+
 async def test_an_alias_is_known_when_one_of_its_targets_is(ask):
     aliases = """
 from gateway import Plugin, hookimpl

@@ -21,6 +21,7 @@ from gateway import (
 from gateway.testing.hosts import ScriptedHost
 
 MESSAGE = Message.parse(b"Subject: t\n\nbody\n")
+ANN = Address("ann@me.example")
 
 
 def delivery(*recipients, sender="s@me.example", message=MESSAGE, params=None):
@@ -91,12 +92,12 @@ remote:
     ],
 )
 async def test_the_first_key_that_is_there_decides(chain_of, address, destination):
-    answer = await chain_of(ROUTES, "remote").ask(Stages.route, Recipient.of(address))
+    answer = await chain_of(ROUTES, "remote").ask(Stages.route, Recipient.of(address), ANN)
     assert answer.value == Route("remote", "remote", destination, answer.value.rule)
 
 
 async def test_without_routes_the_domain_is_the_destination(chain_of):
-    answer = await chain_of("", "remote").ask(Stages.route, Recipient.of("u@Example.ORG"))
+    answer = await chain_of("", "remote").ask(Stages.route, Recipient.of("u@Example.ORG"), ANN)
     assert answer.value == Route("remote", "remote", "example.org")
 
 
@@ -108,7 +109,8 @@ async def test_an_smtproutes_file_and_inline_routes_that_win(chain_of, tmp_path)
     chain = chain_of('remote: {file: smtproutes, routes: {".example": "inline:1"}}\n', "remote")
     found = {}
     for domain in ("x.example", "y.example", "a.example", "free.example", "[192.0.2.7]", "other.org"):
-        found[domain] = (await chain.ask(Stages.route, Recipient.of(f"u@{domain}"))).value.destination
+        answer = await chain.ask(Stages.route, Recipient.of(f"u@{domain}"), ANN)
+        found[domain] = answer.value.destination
     assert found == {
         "x.example": "10.0.0.1:2525",
         "y.example": "10.0.0.2:26",
@@ -395,7 +397,7 @@ async def test_by_lmtp_each_recipient_has_an_answer_of_its_own(remote):
 )
 async def test_hosts_that_speak_lmtp(chain_of, host, destination):
     chain = chain_of(f'remote: {{routes: {{"": "{host}"}}}}\n', "remote")
-    assert (await chain.ask(Stages.route, Recipient.of("u@x.example"))).value.destination == destination
+    assert (await chain.ask(Stages.route, Recipient.of("u@x.example"), ANN)).value.destination == destination
 
 
 async def test_we_speak_from_the_address_that_is_set(remote):

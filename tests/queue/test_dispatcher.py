@@ -1,6 +1,7 @@
 """What the dispatcher makes of the answers of plugins, with a real store and a real chain."""
 
 import asyncio
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +27,7 @@ class Rig:
         self.store = MemoryQueue(clock.time)
         self.emitted, self.log, self.deliveries = [], [], []
         self.decision = Accept()
-        self.hooks = {"route": lambda _recipient: LOCAL, "deliver": self.deliver}
+        self.hooks = {"route": lambda *_: LOCAL, "deliver": self.deliver}
         self.answers = {}
         self.concurrency = SimpleNamespace(local=20, remote=20, per_destination=10)
         self.settings = SimpleNamespace(concurrency=self.concurrency, lifetime=1000.0, delay_warning=100.0)
@@ -153,7 +154,7 @@ async def test_a_due_time_in_the_past_does_not_spin(rig, entry):
 
 
 async def test_no_route_defers_loudly_and_routes_again(rig, entry):
-    rig.hooks["route"] = lambda _recipient: None
+    rig.hooks["route"] = lambda *_: None
     one = entry()
     await rig.run(one)
     (kept,) = (await rig.store.get(one.id)).recipients
@@ -187,7 +188,7 @@ async def test_a_deliver_plugin_that_is_broken_defers(rig, entry, deliver):
 
 
 async def test_a_route_to_no_plugin_defers(rig, entry):
-    rig.hooks["route"] = lambda _recipient: Route("missing", "local")
+    rig.hooks["route"] = lambda *_: Route("missing", "local")
     one = entry()
     await rig.run(one)
     assert (await rig.store.get(one.id)).recipients[0].state == "queued"
@@ -319,7 +320,7 @@ async def test_births_that_are_refused(rig, entry, decision, left):
 
 
 async def test_remote_recipients_share_a_delivery(rig, entry):
-    rig.hooks["route"] = lambda recipient: Route("box", "remote", recipient.address.domain)
+    rig.hooks["route"] = lambda recipient, _: Route("box", "remote", recipient.address.domain)
     await rig.run(entry(*(f"r{i}@x.example" for i in range(150)), "other@y.example"))
     groups = sorted(len(delivery.recipients) for delivery in rig.deliveries)
     assert sum(groups) == 151
@@ -334,10 +335,12 @@ async def test_local_recipients_are_delivered_one_by_one(rig, entry):
 
 async def test_verp_gives_each_recipient_its_sender(rig, entry):
     rig.hooks["rewrite"] = lambda recipient: recipient.at(f"abc-{recipient.address}")
-    rig.hooks["route"] = lambda _recipient: Route("box", "remote", "x.example")
+    asked = []
+    rig.hooks["route"] = lambda _, sender: asked.append(sender) or Route("box", "remote", "x.example")
     await rig.run(entry("a@x.example", "b@x.example", sender="list-@host.example-@[]"))
     found = sorted(delivery.sender for delivery in rig.deliveries)
     assert found == ["list-abc-a=x.example@host.example", "list-abc-b=x.example@host.example"]
+    assert asked == found
 
 
 async def test_outgoing_edits_a_copy(rig, entry):
@@ -380,7 +383,7 @@ async def test_a_fan_out_is_stored_before_the_first_attempt(rig, entry):
 
 async def test_routed_once(rig, entry, clock):
     asked = []
-    rig.hooks["route"] = lambda recipient: asked.append(recipient) or LOCAL
+    rig.hooks["route"] = lambda recipient, _: asked.append(recipient) or LOCAL
     rig.answers["r@local.example"] = ["deferred"]
     rig.hooks["retry"] = lambda _delivery, _outcome: clock.time() + 2
     await rig.store.add(entry())
@@ -396,7 +399,7 @@ async def test_routed_once(rig, entry, clock):
 
 async def test_concurrency_is_bounded(rig, entry):
     rig.concurrency.remote, rig.concurrency.per_destination = 5, 2
-    rig.hooks["route"] = lambda recipient: Route("box", "remote", recipient.address.domain)
+    rig.hooks["route"] = lambda recipient, _: Route("box", "remote", recipient.address.domain)
     running, most, gate = [], [], asyncio.Event()
 
     async def deliver(delivery):
@@ -417,6 +420,31 @@ async def test_concurrency_is_bounded(rig, entry):
     await rig.dispatcher.stop(1)
     assert max(total for total, _ in most) == 5
     assert max(one for _, one in most) == 2
+
+
+async def test_slots_count_by_the_sender_where_its_route_says_so(rig, entry):
+    """Mail of one sender to many domains leaves by one host."""
+    rig.concurrency.per_destination = 2
+    rig.hooks["route"] = lambda _, sender: Route("box", "remote", f"smart.{sender.domain}")
+    running, most, gate = Counter(), Counter(), asyncio.Event()
+
+    async def deliver(delivery):
+        name = delivery.route.destination
+        running[name] += 1
+        most[name] = max(most[name], running[name])
+        await gate.wait()
+        running[name] -= 1
+        return [Outcome(one.number, "delivered") for one in delivery.recipients]
+
+    rig.hooks["deliver"] = deliver
+    for number in range(10):
+        await rig.store.add(entry(f"r@x{number}.example", sender=f"s@{'ab'[number % 2]}.example"))
+    await rig.dispatcher.start()
+    await rig.idle(lambda: running.total() == 4)
+    gate.set()
+    await rig.idle(lambda: len(rig.told("message.finished")) == 10)
+    await rig.dispatcher.stop(1)
+    assert most == {"smart.a.example": 2, "smart.b.example": 2}
 
 
 async def test_a_flood_does_not_delay_another_sender(rig, entry):
@@ -586,7 +614,7 @@ async def test_a_suspension_ends_by_itself(rig, entry, clock):
 
 async def test_what_waited_too_long_for_its_destination_has_a_last_try(rig, entry, clock):
     await rig.store.suspend(Suspension("relay.example", clock.time()))
-    rig.hooks["route"] = lambda _recipient: Route("box", "remote", "relay.example")
+    rig.hooks["route"] = lambda *_: Route("box", "remote", "relay.example")
     one = entry("a@one.example")
     await rig.store.add(one)
     await rig.dispatcher.start()
@@ -629,7 +657,7 @@ async def test_reroute_does_not_expand_an_alias_twice(rig, entry):
     rig.answers |= {"a@x.example": ["delivered"], "b@x.example": ["deferred", "later\n"]}
     one = entry("list@x.example")
     await rig.run(one)
-    rig.hooks["route"] = lambda _recipient: Route("box", "remote", "elsewhere.example")
+    rig.hooks["route"] = lambda *_: Route("box", "remote", "elsewhere.example")
     assert await rig.store.reroute(Filter())
     (claimed,) = await rig.store.claim(rig.clock.time(), 10, {}, 10)
     await rig.dispatcher._route(claimed)
