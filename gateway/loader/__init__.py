@@ -1,6 +1,7 @@
 """The loader: finds plugins, runs them, and builds the chain."""
 
-from gateway.loader.build import CORE, Generation, Loader, Running, settings_of
+from gateway.loader.build import CORE, Generation, Loader, Running
+from gateway.loader.files import settings_of
 from gateway.loader.find import Found, bundled_folder, discover
 from gateway.loader.report import describe, together
 from gateway.loader.steps import steps_of

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import pickle
-import secrets
 import sys
-import traceback
-import types
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gateway.agency import AS_ACCOUNT
 from gateway.chain import Chain
-from gateway.errors import Place, PluginError, Problem
+from gateway.errors import PluginError
 from gateway.hookspecs import SPECS
 from gateway.isolation import Process, Threads
+from gateway.loader.files import blame, execute, plugin_of
 from gateway.loader.find import discover
 from gateway.loader.report import reasons
 from gateway.loader.steps import steps_of
-from gateway.plugin import Context, Plugin, Section
+from gateway.plugin import Context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
     from gateway.chain import Step
     from gateway.events import Event
     from gateway.loader.find import Found
-    from gateway.plugin import Services, Site
+    from gateway.plugin import Plugin, Section, Services, Site
     from gateway.settings import Tree
 
 #: These run without a section of their own, unless `enabled: false` or replaced.
@@ -55,7 +52,6 @@ CORE = frozenset(
         "virtual_domains",
     }
 )
-_NAMESPACE = "mailward_plugins"
 
 
 @dataclass(slots=True)
@@ -168,9 +164,9 @@ class Loader:
         """Run a plugin's file and make its instance; None when it is not enabled. Raises PluginError."""
         if tree.text(found.stem, "enabled") == "false":
             return None
-        module, modules = _module(found)
+        module, modules = execute(found)
         try:
-            kind, model = _plugin_of(module, found)
+            kind, model = plugin_of(module, found)
             settings = tree.section(found.stem, model)
             if not settings.enabled:
                 return None
@@ -181,7 +177,7 @@ class Loader:
         except BaseException as error:
             for name in modules:
                 sys.modules.pop(name, None)
-            raise _blame(error, found) from error
+            raise blame(error, found) from error
         return Running(found, settings, instance, tree.digest(found.stem), modules)
 
     def _generation(self, running: dict[str, Running], tree: Tree) -> Generation:
@@ -222,83 +218,3 @@ def _apart(plugin: Running, tree: Tree, site: Site) -> Threads | Process | None:
         opening = {"found": base64.b64encode(known).decode()}
         return Process(plugin.instance, opening, plugin.settings.deadline)
     return None
-
-
-def settings_of(found: Found) -> type[Section]:
-    """Run a plugin's file and give the model of its section; its modules stay. Raises PluginError."""
-    return _plugin_of(_module(found)[0], found)[1]
-
-
-def _module(found: Found) -> tuple[types.ModuleType, tuple[str, ...]]:
-    """Execute a plugin's file under a name of its own; also give the modules that go when it goes.
-
-    Raises PluginError with file and line.
-    """
-    sys.modules.setdefault(_NAMESPACE, types.ModuleType(_NAMESPACE))
-    # Bundled ones keep no state in modules, so that one is enough for all gateways in a process, and stays.
-    bundled = found.origin == "bundled"
-    name = f"{_NAMESPACE}.{found.stem}_{found.digest if bundled else secrets.token_hex(4)}"
-    if name in sys.modules:
-        return sys.modules[name], ()
-    folder = [str(found.path.parent)] if found.path.name == "__init__.py" else None
-    spec = importlib.util.spec_from_file_location(name, found.path, submodule_search_locations=folder)
-    if spec is None or spec.loader is None:
-        raise PluginError(Problem("cannot be loaded", Place(str(found.path))))
-    module = importlib.util.module_from_spec(spec)
-    # Before it runs: dataclasses look their own module up.
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        for loaded in _names_under(name):
-            sys.modules.pop(loaded, None)
-        raise _blame(error, found) from error
-    return module, () if bundled else _names_under(name)
-
-
-def _names_under(name: str) -> tuple[str, ...]:
-    return tuple(key for key in sys.modules if key == name or key.startswith(f"{name}."))
-
-
-def _plugin_of(module: types.ModuleType, found: Found) -> tuple[type[Plugin[Any]], type[Section]]:
-    """Find the one Plugin class and the Settings of a module. Raises PluginError."""
-    if found.value:
-        kinds = [getattr(module, found.value.partition(":")[2])]
-    else:
-        kinds = [
-            kind
-            for kind in vars(module).values()
-            if isinstance(kind, type) and issubclass(kind, Plugin) and kind.__module__ == module.__name__
-        ]
-    if len(kinds) != 1:
-        raise PluginError(
-            Problem(f"holds {len(kinds)} Plugin classes: write exactly one", Place(str(found.path)))
-        )
-    model = getattr(module, "Settings", Section)
-    if not (isinstance(model, type) and issubclass(model, Section)):
-        raise PluginError(Problem("Settings must be a subclass of Section", Place(str(found.path))))
-    redefined = Section.model_fields.keys() & vars(model).get("__annotations__", {}).keys()
-    if redefined and model is not Section:
-        names = ", ".join(sorted(redefined))
-        raise PluginError(
-            Problem(f"Settings redefines {names}, which every plugin has", Place(str(found.path)))
-        )
-    return kinds[0], model
-
-
-def _blame(error: BaseException, found: Found) -> PluginError:
-    """Say where in the plugin's file an error came from."""
-    if isinstance(error, PluginError):
-        return error
-    if hasattr(error, "problems"):
-        return PluginError(error.problems)
-    if isinstance(error, SyntaxError) and error.filename:
-        return PluginError(Problem(f"syntax error: {error.msg}", Place(error.filename, error.lineno or 0)))
-    folder = str(found.path.parent if found.path.name == "__init__.py" else found.path)
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith(folder)
-    ]
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return PluginError(Problem(text, Place(str(found.path), (lines[-1] or 0) if lines else 0)))
