@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Rounds that a host may ask for: fewer make a password easy to guess, more keep us busy for nothing.
 FEWEST, MOST = 4096, 200_000
+#: Octets of a command line, less its CRLF (RFC 5321 section 4.5.3.1.4); a response alone may be longer.
+LONGEST = 510
 _MORE, _DONE = 334, 235
 
 
@@ -36,7 +38,7 @@ def log_in(offered: str, login: Login) -> Talk[None]:
 
 
 def _plain(login: Login) -> Talk[None]:
-    reply = yield from ask(b"AUTH PLAIN " + _b64(f"\0{login.user}\0{login.password}"))
+    reply = yield from _begin(b"AUTH PLAIN", _b64(f"\0{login.user}\0{login.password}"))
     _check(reply, _DONE)
 
 
@@ -49,7 +51,7 @@ def _login(login: Login) -> Talk[None]:
 def _scram(login: Login) -> Talk[None]:
     try:
         ours = ScramClient(["SCRAM-SHA-256"], login.user, login.password)
-        reply = yield from ask(b"AUTH SCRAM-SHA-256 " + _b64(ours.get_client_first()))
+        reply = yield from _begin(b"AUTH SCRAM-SHA-256", _b64(ours.get_client_first()))
         ours.set_server_first(_said(reply))
         rounds = int(ours.iterations)
         if not FEWEST <= rounds <= MOST:
@@ -60,6 +62,14 @@ def _scram(login: Login) -> Talk[None]:
         raise DialogueError(f"it does not keep to SCRAM: {error}", "4.7.8") from error
     yield Say(b"\r\n")
     _check((yield from ask(b"")), _DONE)
+
+
+def _begin(command: bytes, response: bytes) -> Talk[RemoteReply]:
+    """Say the first response with the command, where the line may be so long (RFC 4954 section 4)."""
+    if len(command) + len(response) < LONGEST:
+        return (yield from ask(command + b" " + response))
+    _check((yield from ask(command)), _MORE)
+    return (yield from ask(response))
 
 
 def _said(reply: RemoteReply) -> str:

@@ -160,8 +160,8 @@ def test_swaks_logs_in(mechanism, tls, serve):
     assert b"with ESMTPSA" in gateway.arrived()
 
 
-def scram(client, password):
-    prover = ScramClient(["SCRAM-SHA-256"], "ann@example.org", password)
+def scram(client, password, nonce=None):
+    prover = ScramClient(["SCRAM-SHA-256"], "ann@example.org", password, c_nonce=nonce)
 
     def step(text):
         code, answer = client.docmd(text)
@@ -170,7 +170,11 @@ def scram(client, password):
     def encoded(text):
         return base64.b64encode(text.encode()).decode()
 
-    code, challenge = step(f"AUTH SCRAM-SHA-256 {encoded(prover.get_client_first())}")
+    begin = "AUTH SCRAM-SHA-256 "
+    if nonce:  # too long for a command
+        assert client.docmd(begin.strip()) == (334, b"")
+        begin = ""
+    code, challenge = step(begin + encoded(prover.get_client_first()))
     assert code == 334
     prover.set_server_first(challenge)
     code, answer = step(encoded(prover.get_client_final()))
@@ -178,6 +182,13 @@ def scram(client, password):
         prover.set_server_final(answer)
         code, answer = client.docmd("")
     return code
+
+
+def test_the_lines_of_an_exchange_may_be_long(serve, trust):
+    """RFC 4954 section 4; a client chooses how long its nonce is, and the server's challenge has it, too."""
+    with connected(serve("auth: optional"), trust) as client:
+        assert scram(client, "secret", nonce="n" * 5000) == 235
+        assert client.docmd("NOOP " + "x" * 5000)[0] == 500
 
 
 def test_scram_proves_the_password_without_showing_it(serve, trust):
@@ -240,7 +251,8 @@ def test_unless_the_listener_says_so(serve):
         ("PLAIN AAAA", 501),
         ("CRAM-MD5", 504),
         ("PLAIN\r\n*", 501),
-        ("PLAIN\r\n" + "A" * 5000, 501),
+        ("PLAIN\r\n" + "A" * 12286, 501),
+        ("PLAIN\r\n" + "A" * 12287, 500),
         ("", 501),
     ],
 )

@@ -127,6 +127,21 @@ async def test_we_log_in_by_the_best_mechanism(mechanisms, exchange, used, certi
         assert not any(b64(LOGIN.password) in line for line in host.commands)
 
 
+@pytest.mark.parametrize(("length", "alone"), [(370, False), (371, True), (9000, True)])
+async def test_a_login_too_long_for_a_command_line_goes_by_itself(length, alone, certificate):
+    """RFC 4954 section 4: a response may be longer than a command."""
+    known = Login(LOGIN.user, "p" * (length - len(LOGIN.user)))
+
+    def exchange(line):
+        _, _, word = line.partition("AUTH PLAIN ")
+        said = word or (yield "334 ")
+        yield "235 in" if said == b64(f"\0{known.user}\0{known.password}") else "535 5.7.8 no"
+
+    async with LoginHost("PLAIN", exchange, tls=certificate) as host:
+        (await connect(host, login=known)).quit()
+    assert ("AUTH PLAIN" in host.commands) is alone
+
+
 @pytest.mark.parametrize(
     ("mechanisms", "exchange"),
     [

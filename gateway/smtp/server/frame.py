@@ -141,9 +141,14 @@ class Frame(SMTP):
         """Put a reply in line; it leaves when the server has to read again (RFC 2920)."""
         self._replies += reply.wire(utf8=self.utf8)
 
-    async def line(self) -> bytes | BadLine:
+    def challenge(self, text: bytes) -> None:
+        """Put a step of AUTH in line: one line, however long (RFC 4954 section 4)."""
+        self._replies += b"334 " + text + b"\r\n"
+
+    async def line(self, longest: int = LONGEST_LINE) -> bytes | BadLine:
         """Give the next line of the client, without its CRLF; all of it has the idle time. Raises Gone."""
         until = 0.0
+        self.lines.limit = longest
         while (line := self.lines.take()) is None:
             until = until or self.loop.time() + self.limits.idle
             self.lines.feed(await self.read(until))
