@@ -130,9 +130,10 @@ class Remote(Plugin[Settings]):
     async def deliver(self, delivery: Delivery) -> list[Outcome]:
         """Try each recipient, those with the same next hop in one transaction."""
         hops: dict[Hop, list[EntryRecipient]] = {}
+        lenient = _is_lenient(delivery)
         for recipient in delivery.recipients:
             hop = self._routes.hop(recipient.recipient.address, delivery.sender)
-            hops.setdefault(hop, []).append(recipient)
+            hops.setdefault(hop.lenient if lenient else hop, []).append(recipient)
         outcomes: list[Outcome] = []
         for hop, recipients in hops.items():
             for start in range(0, len(recipients), self.settings.recipients):
@@ -218,6 +219,12 @@ def _nobody(faults: list[tuple[str, DialogueError]]) -> Verdict:
     passing = [error for _, error in faults if error.status.startswith("4")]
     last = (passing or [error for _, error in faults])[-1]
     return Verdict("deferred" if passing else "failed", last.status, "\n".join(lines), last.reply)
+
+
+def _is_lenient(delivery: Delivery) -> bool:
+    """Whether the sender has said that TLS matters less than arrival; REQUIRETLS counts for more."""
+    said = [value.lower() for value in delivery.entry.message.values("TLS-Required")]
+    return said == ["no"] and "REQUIRETLS" not in delivery.entry.params
 
 
 def _envelope(delivery: Delivery, recipients: list[EntryRecipient]) -> Envelope:

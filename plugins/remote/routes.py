@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gateway import ConfigError, Place, Problem, controls, is_ip, lower
@@ -35,6 +35,15 @@ class Hop:
 
     def __str__(self) -> str:
         return ",".join(map(str, self.hosts)) or self.domain
+
+    @property
+    def lenient(self) -> Hop:
+        """The same for mail that is rather to arrive than to go under TLS (RFC 8689 section 5).
+
+        What a domain publishes counts no more; what our settings ask for does, and what a login needs.
+        """
+        published = self.tls in ("dane", "mta-sts") and not self.login
+        return replace(self, tls="may") if published else self
 
 
 class Routes:

@@ -185,9 +185,9 @@ async def remote(chain_of, zones, authority, tmp_path, monkeypatch):
         monkeypatch.setattr(part_of("hosts"), "_is_own", lambda _ip, _own: False)
         monkeypatch.setattr(part_of("https"), "HTTPS", policy_host.port)
 
-        async def deliver(params=None):
+        async def deliver(params=None, message=MESSAGE):
             rows = [EntryRecipient(0, Recipient.of("u@x.example"))]
-            entry = Entry("entry-1", Address("s@me.example"), MESSAGE, rows, 0.0, params=params or {})
+            entry = Entry("entry-1", Address("s@me.example"), message, rows, 0.0, params=params or {})
             delivery = Delivery("d-1", entry, Route("remote", "remote"), tuple(rows), entry.sender)
             answer = await chain.ask_plugin("remote", Stages.deliver, delivery)
             assert not answer.failed, chain.emitted
@@ -256,6 +256,33 @@ async def test_a_host_that_the_policy_does_not_name(remote, good, policy_host):
     assert (outcome.result, good.connections) == ("deferred", 0)
     assert "policy" in outcome.text
     assert deliver.told() == [("tls.failed", "validation-failure")]
+
+
+@pytest.mark.parametrize(
+    ("header", "params", "result"),
+    [
+        ("TLS-Required: No\n", {}, "delivered"),
+        ("tls-required:no\n", {}, "delivered"),
+        ("TLS-Required: Yes\n", {}, "deferred"),
+        ("TLS-Required: No\nTLS-Required: No\n", {}, "deferred"),
+        ("X: TLS-Required: No\n", {}, "deferred"),
+        ("TLS-Required: No\n", {"REQUIRETLS": ""}, "deferred"),
+    ],
+)
+async def test_a_sender_may_let_a_domains_policy_be(remote, bad, policy_host, header, params, result):
+    """RFC 8689 section 5; where TLS is offered it is used all the same."""
+    deliver = remote(bad, policy_host)
+    outcome = await deliver(params, Message.parse(f"{header}\nbody\n".encode()))
+    assert outcome.result == result
+    if result == "delivered":
+        assert (deliver.told(), policy_host.asked) == ([("tls.established", "")], [])
+
+
+@pytest.mark.parametrize("tls", ["encrypt", "verify"])
+async def test_no_sender_overrules_our_own_policy(remote, policy_host, tls):
+    async with ScriptedHost() as host:
+        outcome = await remote(host, policy_host, tls)(message=Message.parse(b"TLS-Required: No\n\nx\n"))
+    assert (outcome.result, host.contents) == ("deferred", [])
 
 
 @pytest.mark.parametrize("mx", ["mx.x.example", "other.x.example"])

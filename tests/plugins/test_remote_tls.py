@@ -80,12 +80,12 @@ async def remote(chain_of, zones, authority, tmp_path):
         chain = chain_of(f'remote: {{ca_file: ca.pem, routes: {{"": {route}}}, {settings}}}\n', "remote")
         chains.append(chain)
 
-        async def deliver(*recipients, params=None, sender="s@me.example"):
+        async def deliver(*recipients, params=None, sender="s@me.example", message=MESSAGE):
             rows = [
                 EntryRecipient(number, Recipient.of(one))
                 for number, one in enumerate(recipients or ["u@x.example"])
             ]
-            entry = Entry("entry-1", Address(sender), MESSAGE, rows, 0.0, params=params or {})
+            entry = Entry("entry-1", Address(sender), message, rows, 0.0, params=params or {})
             delivery = Delivery("d-1", entry, Route("remote", "remote"), tuple(rows), entry.sender)
             answer = await chain.ask_plugin("remote", Stages.deliver, delivery)
             assert not answer.failed, chain.emitted
@@ -333,6 +333,25 @@ async def test_connections_are_shared_by_mail_of_one_policy_and_login_only(remot
     # ann's two, bob's one, and cid's by two policies; the one by `may` was used again.
     assert host.connections == 4
     assert len([line for line in host.commands if line.startswith("AUTH")]) == 2
+
+
+async def test_mail_that_needs_no_tls_has_connections_of_its_own(remote):
+    """They may have been made on terms that are too weak for others (RFC 8689 section 5)."""
+    message = Message.parse(b"TLS-Required: No\n\nbody\n")
+    async with ScriptedHost() as host:
+        deliver = remote(host, "tls: dane")
+        for one in (message, MESSAGE, message, MESSAGE):
+            assert (await deliver(message=one)).result == "delivered"
+    assert host.connections == 2
+
+
+async def test_a_password_goes_under_tls_whatever_the_sender_says(remote, tmp_path):
+    (tmp_path / "secret").write_text("sesame")
+    async with ScriptedHost() as host:
+        route = f'{{hosts: ["{NAME}:{host.port}"], user: me, password_file: secret, tls: dane}}'
+        deliver = remote(host, route=route)
+        outcome = await deliver(message=Message.parse(b"TLS-Required: No\n\nbody\n"))
+    assert (outcome.result, deliver.events()[0].policy) == ("deferred", "dane")
 
 
 @pytest.mark.parametrize(
