@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.message
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Encodings that leave octets as they are.
 IDENTITY = frozenset({"", "7bit", "8bit", "binary"})
+#: Fields and nothing else but an mbox's mark: of any other line some readers say that the text begins with it.
+_FIELDS = re.compile(rb"(?:>?From [^\n]*\n)?(?:[!-9;-~]+[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z))*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class Part:
     header: bytes
     #: It is a message: the whole, or one that a part holds.
     message: bool
-    #: "text/plain"; "" when it names two.
+    #: "text/plain"; "" when it names two, or readers differ on where the header ends.
     type: str
     #: Content-Transfer-Encoding; "" when it names none.
     encoding: str
@@ -48,7 +51,8 @@ def read_part(number: int, header: bytes, above: Sequence[Part]) -> Part:
     types = fields.values("Content-Type")
     for value in types[:1]:
         said["Content-Type"] = value
-    kind = said.get_content_type() if len(types) < 2 else ""  # noqa: PLR2004
+    clear = len(types) < 2 and _FIELDS.fullmatch(header)  # noqa: PLR2004
+    kind = said.get_content_type() if clear else ""
     boundary = str(said.get_boundary("")) if kind.startswith("multipart/") else ""
     return Part(
         number,

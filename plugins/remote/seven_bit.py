@@ -99,7 +99,9 @@ def _obstacle(part: Part) -> str:
     """Say why a part must stay as it is; "" when it need not."""
     if part.type == "multipart/signed":
         return "a signature covers its 8-bit text"
-    if not part.type or part.type.startswith("multipart/"):
+    if not part.type:
+        return "a header in it is in doubt"
+    if part.type.startswith("multipart/"):
         return "its parts cannot be told apart"
     if part.type.startswith("message/") and not part.type.startswith("message/global"):
         return "a part with 8-bit text is of a type that takes no encoding"

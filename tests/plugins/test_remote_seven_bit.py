@@ -74,6 +74,10 @@ def test_a_text_without_an_encoding_gets_one():
     assert sent(TEXT + b"\n\xc3\xbc\n") == TEXT + b"Content-Transfer-Encoding: quoted-printable\n\n=C3=BC\n"
 
 
+def test_the_mark_of_an_mbox_is_no_obstacle():
+    assert sent(b"From ann Mon\n" + TEXT + b"\n\xff\n").endswith(b"printable\n\n=FF\n")
+
+
 def test_text_that_nobody_has_declared_is_called_unknown():
     """RFC 1428 section 3."""
     assert sent(b"Subject: x\n\ngr\xfc\xdfe\n") == (
@@ -189,8 +193,9 @@ def test_what_is_signed_is_left_whole():
         ("Content-Type: multipart/mixed; boundary=ü", "its parts cannot be told apart"),
         (
             "Content-Type: text/plain\nContent-Type: multipart/mixed; boundary=b",
-            "its parts cannot be told apart",
+            "a header in it is in doubt",
         ),
+        ("Subject: no empty line\nhere the text begins", "a header in it is in doubt"),
         ("Content-Type: message/partial; number=1; id=x", "a part with 8-bit text is of a type that takes"),
         ("Content-Type: message/delivery-status", "a part with 8-bit text is of a type that takes"),
         ("Content-Transfer-Encoding: base64", "an encoding of a part does not hold what it says"),
@@ -244,6 +249,43 @@ def test_pieces_are_the_message_however_it_is_cut(lines, size, end):
     except seven_bit.Unconvertible:
         return
     assert all(kind == "header" or data.isascii() for kind, data, _ in mime.walk([after]))
+
+
+TEXTS = [b"plain", b"gr\xc3\xbc\xdf ", b"", b".", b"--", b"--b1x", b"\xff" * 90, b"tab\t", b"x" * 100, b"=20"]
+HEADERS = [
+    b"Content-Type: text/html; charset=koi8-r\n",
+    b'Content-Type: text/plain;\n\tcharset="x-none"\n',
+    b"",
+]
+HEADERS += [b"Content-Transfer-Encoding: 8bit\nContent-Type: application/x\n"]
+
+
+def multipart(parts):
+    """Make one whose boundary stands in none of its parts."""
+    mark = b"b%d" % len(b"".join(parts))
+    body = b"".join(b"--%s\n%s\n" % (mark, part) for part in parts)
+    return b"Content-Type: multipart/mixed; boundary=%s\n\n%s--%s--\n" % (mark, body, mark)
+
+
+LEAVES = st.tuples(st.sampled_from(HEADERS), st.lists(st.sampled_from(TEXTS), max_size=5)).map(
+    lambda both: both[0] + b"\n" + b"\n".join(both[1])
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda some: st.one_of(
+        st.lists(some, min_size=1, max_size=3).map(multipart),
+        some.map(lambda one: b"Content-Type: message/rfc822\n\nSubject: \xe9\n" + one),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TREES)
+def test_every_part_says_the_same(tree):
+    found = sent(b"Subject: x\n" + tree)
+    assert leaves(found) == leaves(tree)
+    assert all(kind == "header" or data.isascii() for kind, data, _ in mime.walk([found]))
 
 
 # The hosts
