@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: Encodings that leave octets as they are.
 IDENTITY = frozenset({"", "7bit", "8bit", "binary"})
-#: Fields and nothing else but an mbox's mark: of any other line some readers say that the text begins with it.
+#: Fields, and an mbox's mark; any other line is to some readers the begin of the text.
 _FIELDS = re.compile(rb"(?:>?From [^\n]*\n)?(?:[!-9;-~]+[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z))*")
 
 
