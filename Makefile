@@ -7,7 +7,7 @@ PYTHON := $(shell for p in python3 /usr/bin/python3 python3.13 python3.12 python
 	p=$$(command -v $$p) && (cd / && $(AS_NOBODY) $$p -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)') 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: run test test-faults test-isolation test-peers test-workers fuzz check bench docs format clean prerequisites
+.PHONY: run test test-faults test-isolation test-packaging test-peers test-workers fuzz check bench docs format clean prerequisites
 .DEFAULT_GOAL := run
 
 run: .venv/installed
@@ -17,7 +17,7 @@ test: .venv/developing
 	.venv/bin/pytest -q -n auto --dist worksteal -m "not slow" tests
 
 # Whole, the slow ones too; -s shows their progress and their numbers.
-test-faults test-isolation test-peers test-workers: test-%: .venv/developing
+test-faults test-isolation test-packaging test-peers test-workers: test-%: .venv/developing
 	.venv/bin/pytest -q -s tests/$*
 
 # Ends by itself after MAILWARD_FUZZ_SECONDS (600).

@@ -1,9 +1,12 @@
 """Folders that another user may enter."""
 
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture
