@@ -52,7 +52,6 @@ smtpd_tls_key_file = {folder}/key.pem
 
 MASTER = """\
 127.0.0.1:{port} inet n - n - - smtpd
-127.0.0.1:{seven} inet n - n - - smtpd -o smtpd_discard_ehlo_keywords=8bitmime,chunking
 pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
@@ -75,6 +74,9 @@ anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 postlog unix-dgram n - n - 1 postlogd
 """
+
+#: A port that does not offer 8BITMIME.
+SEVEN = "127.0.0.1:{port} inet n - n - - smtpd -o smtpd_discard_ehlo_keywords=8bitmime\n"
 
 
 class Greylist(socketserver.ThreadingTCPServer):
@@ -119,7 +121,9 @@ class Postfix:
         self._certify()
         main = MAIN.format(folder=folder, gateway=gateway, policy=policy, owner=OWNER)
         (folder / "config" / "main.cf").write_text(main)
-        (folder / "config" / "master.cf").write_text(MASTER.format(port=self.port, seven=self.seven))
+        (folder / "config" / "master.cf").write_text(
+            MASTER.format(port=self.port) + SEVEN.format(port=self.seven)
+        )
 
     def start(self):
         self._run("start")
