@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -88,3 +89,8 @@ def postgres_server():
     server = postgres_server.make(folder=memory if memory.is_dir() else None)
     yield server
     server.remove()
+
+
+def pytest_asyncio_loop_factories():
+    """Have tests run on the loop that gateways run on."""
+    return {"uvloop": uvloop.new_event_loop}
