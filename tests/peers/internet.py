@@ -131,15 +131,15 @@ class Internet:
             [*self.within, "python3", "-c", code], capture_output=True, check=False
         ).returncode
 
-    def send(self, port, recipient, *, sender="ann@example.org", options=()):
+    def send(self, port, recipient, *, sender="ann@example.org", options=(), field="X-Test: 1"):
         """Give a mail to a gateway that serves in the namespace."""
         code = (
-            "import smtplib, sys; port, sender, recipient, *options = sys.argv[1:]\n"
+            "import smtplib, sys; port, sender, recipient, field, *options = sys.argv[1:]\n"
             "with smtplib.SMTP('127.0.0.1', int(port), 'client.example', timeout=20) as client:\n"
-            "    content = f'Subject: for {recipient}\\r\\n\\r\\nx\\r\\n'\n"
+            "    content = f'Subject: for {recipient}\\r\\n{field}\\r\\n\\r\\nx\\r\\n'\n"
             "    client.sendmail(sender, [recipient], content, options)"
         )
-        self.run("python3", "-c", code, str(port), sender, recipient, *options)
+        self.run("python3", "-c", code, str(port), sender, recipient, field, *options)
 
     @staticmethod
     def _end(process):

@@ -145,6 +145,15 @@ def test_what_becomes_of_mail(world, domain):
         assert [one.get("result_type") for one in about] == ([told] if told else [])
 
 
+@pytest.mark.parametrize("domain", [name for name, fate in FATES.items() if fate[1] == "validation-failure"])
+def test_a_sender_may_have_it_arrive_all_the_same(world, domain):
+    """RFC 8689 section 5: neither DANE nor MTA-STS keeps such a message."""
+    internet, gateway, postfix = world
+    internet.send(gateway.port, f"open@{domain}", field="TLS-Required: No")
+    kept = postfix.received("all", f"for open@{domain}\n")
+    assert b"(using TLS" in kept
+
+
 def test_a_host_that_fails_is_told_with_what_a_report_needs(world):
     internet, gateway, _ = world
     internet.send(gateway.port, "report@wrong.signed.example")
