@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.accounts.assign import Assignments, parse_assign
 from gateway.accounts.ownership import refuse_changeable
+from gateway.accounts.passwd import HIGHEST_ID
 from gateway.errors import AgentError
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ class Book:
         for found in self._all(name):
             if found.home != home:
                 continue
-            if found.uid in (0, self._own.pw_uid):
+            if not 0 < found.uid <= HIGHEST_ID or found.uid == self._own.pw_uid:
                 raise AgentError(f"{name}: nothing is delivered as uid {found.uid}")
-            if found.gid in (0, self._own.pw_gid):
+            if not 0 < found.gid <= HIGHEST_ID or found.gid == self._own.pw_gid:
                 raise AgentError(f"{name}: nothing is delivered with the group {found.gid}")
             return found
         raise AgentError(f"{name}: no account of that name has the home {home}")

@@ -13,6 +13,8 @@ from gateway.envelope import Account
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+#: The highest uid and gid: the number above it stands for "leave it as it is" (setresuid(2)).
+HIGHEST_ID = 2**32 - 2
 #: Names of this many bytes or more are never looked up.
 LONGEST_NAME = 32
 #: Errors of `stat` that may go away, as when a file server is down (qmail spec appendix A).

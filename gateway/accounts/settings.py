@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.accounts.passwd import HIGHEST_ID
 from gateway.plugin import Section
 from gateway.settings.units import Size
 
@@ -23,9 +24,9 @@ class Home(BaseModel):
     #: Where its `.qmail` files and Maildirs are; a relative path starts at the folder that holds `conf.d`.
     home: str
     #: Who its programs run as and its files belong to; default: the owner of the home.
-    uid: int | None = Field(default=None, ge=0)
+    uid: int | None = Field(default=None, ge=0, le=HIGHEST_ID)
     #: The same for the group; default: the group of the home.
-    gid: int | None = Field(default=None, ge=0)
+    gid: int | None = Field(default=None, ge=0, le=HIGHEST_ID)
 
 
 class VirtualAccount(Home):

@@ -76,10 +76,15 @@ def give_state(state: Path, account: pwd.struct_passwd) -> None:
 
 
 def become(uid: int, gid: int, name: str = "") -> None:
-    """Become a user for good, with the groups that the system gives to this name. Raises OSError."""
+    """Become a user for good, with the groups that the system gives to this name. Raises OSError.
+
+    It is seen afterwards: some numbers are taken to mean that nothing should change.
+    """
     if name:
         os.initgroups(name, gid)
     else:
         os.setgroups([gid])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
+    if (os.getresuid(), os.getresgid()) != ((uid,) * 3, (gid,) * 3):
+        raise PermissionError(f"to become uid {uid} and gid {gid} changed something else")

@@ -85,7 +85,10 @@ def test_only_listed_accounts_and_their_own_homes(door, users):
     (door.base / "assign").write_text(
         f"=zero:zero:0:61002:{door.base}:::\n=group:group:61002:0:{door.base}:::\n"
         f"=ours:ours:{users[door.gateway].pw_uid}:61002:{door.base}:::\n"
-        f"=queue:queue:61002:{users[door.gateway].pw_gid}:{door.base}:::\n.\n"
+        f"=queue:queue:61002:{users[door.gateway].pw_gid}:{door.base}:::\n"
+        f"=minus:minus:{2**32 - 1}:61002:{door.base}:::\n"
+        f"=minusgroup:minusgroup:61002:{2**32 - 1}:{door.base}:::\n"
+        f"=around:around:{2**32}:61002:{door.base}:::\n.\n"
     )
     door.plan["accounts"]["assign"] = str(door.base / "assign")
     door.start()
@@ -95,6 +98,9 @@ def test_only_listed_accounts_and_their_own_homes(door, users):
         ("group", door.base, "nothing is delivered with the group 0"),
         ("ours", door.base, "nothing is delivered as uid"),
         ("queue", door.base, "nothing is delivered with the group"),
+        ("minus", door.base, "nothing is delivered as uid 4294967295"),
+        ("minusgroup", door.base, "nothing is delivered with the group 4294967295"),
+        ("around", door.base, "nothing is delivered as uid 4294967296"),
         (door.gateway, users[door.gateway].pw_dir, "No such file"),
         (door.ann, users[door.joe].pw_dir, "no account of that name has the home"),
         (door.ann, f"{users[door.ann].pw_dir}/../{door.joe}", "no account of that name has the home"),
