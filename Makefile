@@ -7,7 +7,10 @@ PYTHON := $(shell for p in python3 /usr/bin/python3 python3.13 python3.12 python
 	p=$$(command -v $$p) && (cd / && $(AS_NOBODY) $$p -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)') 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: run test test-faults test-isolation test-packaging test-peers test-workers fuzz check bench docs format clean prerequisites
+# Folders of tests that have a target of their own.
+WHOLE = faults isolation packaging peers workers
+
+.PHONY: run test test-slow $(WHOLE:%=test-%) fuzz check bench docs format clean prerequisites
 .DEFAULT_GOAL := run
 
 run: .venv/installed
@@ -17,8 +20,12 @@ test: .venv/developing
 	.venv/bin/pytest -q -n auto --dist worksteal -m "not slow" tests
 
 # Whole, the slow ones too; -s shows their progress and their numbers.
-test-faults test-isolation test-packaging test-peers test-workers: test-%: .venv/developing
+$(WHOLE:%=test-%): test-%: .venv/developing
 	.venv/bin/pytest -q -s tests/$*
+
+# The slow ones of all other folders.
+test-slow: .venv/developing
+	.venv/bin/pytest -q -s -m slow $(WHOLE:%=--ignore=tests/%) tests
 
 # Ends by itself after MAILWARD_FUZZ_SECONDS (600).
 fuzz: .venv/developing
