@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,8 @@ class Agency:
     def __init__(self, door: socket.socket) -> None:
         #: The way to the agent, which all processes of the gateway share.
         self.door = door
+        # A thread waits this long at most to be heard; what the loop sends waits in no case.
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(_WAIT), 0))
         self.uid = os.geteuid()
 
     def bound(self, step: Step, plugin: Plugin[Any], stage: str) -> Step:
@@ -53,10 +57,16 @@ class Agency:
         return replace(step, call=_AsAccount(self, plugin, step.call).at(stage))
 
     def read(self, path: Path) -> bytes:
-        """Read a file of TLS; have root open it where we may not. Raises OSError."""
+        """Read a file of TLS; have root open it where we may not. Not for the event loop: it waits.
+
+        Raises OSError.
+        """
         with contextlib.suppress(PermissionError):
             return path.read_bytes()
-        said, files = self._ask_now({"do": "read", "path": str(path)})
+        try:
+            said, files = self._ask_now({"do": "read", "path": str(path)})
+        except AgentError as error:
+            raise TimeoutError(errno.ETIMEDOUT, str(error), str(path)) from error
         if not files:
             raise PermissionError(13, said.get("error", "the agent did not answer"), str(path))
         with os.fdopen(files[0], "rb") as file:
@@ -64,7 +74,7 @@ class Agency:
 
     async def notify(self, word: str) -> None:
         """Have systemd told: it listens to the agent alone. Mail does not depend on it."""
-        with contextlib.suppress(AgentError, OSError):
+        with contextlib.suppress(AgentError):
             await asyncio.to_thread(self._ask_now, {"do": "notify", "word": word})
 
     async def bind(self, listeners: Sequence[Listener], workers: int) -> list[Sockets]:
@@ -134,13 +144,13 @@ class Agency:
                     return
 
     def _ask_now(self, asked: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        """Ask what is answered at once. Raises AgentError."""
+        """Ask, in a thread, what is answered at once. Raises AgentError."""
         ours, theirs = socket.socketpair()
         with ours:
-            with theirs:
-                socket.send_fds(self.door, [json.dumps(asked).encode()], [theirs.fileno()])
             ours.settimeout(_WAIT)
             try:
+                with theirs:
+                    socket.send_fds(self.door, [json.dumps(asked).encode()], [theirs.fileno()])
                 data, files, _, _ = socket.recv_fds(ours, _LONGEST_FILE, _MOST_FILES, socket.MSG_CMSG_CLOEXEC)
             except OSError as error:
                 raise AgentError(f"the agent does not answer: {error.strerror or error}") from error

@@ -34,10 +34,12 @@ class Serving:
         self._login: Login
         self.certificates: Certificates
 
-    def prepare(self, settings: Settings, order: Mapping[str, Sequence[str]]) -> None:
+    async def prepare(self, settings: Settings, order: Mapping[str, Sequence[str]]) -> None:
         """Load the certificates, and check that each listener has what it offers. Raises ConfigError."""
         agency = self._services.agency
-        certificates = Certificates(settings.tls, agency.read if agency else read_file)
+        certificates = await asyncio.to_thread(
+            Certificates, settings.tls, agency.read if agency else read_file
+        )
         for listener in settings.listeners:
             if (
                 listener.tls in ("required", "implicit")
@@ -80,6 +82,7 @@ class Serving:
         for event in self.certificates.describe():
             emit(event)
         while True:
-            for event in self.certificates.refresh(self._services.clock.time()):
+            now = self._services.clock.time()
+            for event in await asyncio.to_thread(self.certificates.refresh, now):
                 emit(event)
             await asyncio.sleep(LOOK)

@@ -158,7 +158,7 @@ class Worker:
         """Make all that a configuration needs, beside the one that runs. Raises GatewayError."""
         await self.abandon()
         try:
-            generation = self._build(new, self.generation)
+            generation = await self._build(new, self.generation)
             await self._begin(generation, self.generation)
         except GatewayError:
             self._join_again()
@@ -206,7 +206,7 @@ class Worker:
         make_state(settings.gateway.state)
         self._open_journal()
         self._loader = Loader(self.services, self.journal.emit, self.log.plugin)
-        self.generation = self._build(self.configuration)
+        self.generation = await self._build(self.configuration)
         await self._begin(self.generation, None)
         self._stack.push_async_callback(self._end_all)
         self.queue = await self._open_queue()
@@ -246,12 +246,12 @@ class Worker:
         self.log.start(self.journal.emit)
         self._stack.callback(self.log.close)
 
-    def _build(self, configuration: Configuration, before: Generation | None = None) -> Generation:
+    async def _build(self, configuration: Configuration, before: Generation | None = None) -> Generation:
         folders = configuration.settings.plugins.folders
         site = replace(configuration.site, shard=self.number)
         generation = self._loader.build(configuration.tree, site, folders, Settings.names(), before)
         try:
-            self._serving.prepare(configuration.settings, generation.order)
+            await self._serving.prepare(configuration.settings, generation.order)
         except ConfigError:
             self._loader.retire(generation, before)
             raise

@@ -78,20 +78,25 @@ class Certificates:
         for one, loaded in zip(self._settings.certificates, self._loaded, strict=True):
             yield _told(one, loaded)
 
-    def refresh(self, now: float) -> Iterator[events.Event]:
-        """Load what has changed; give what there is to tell. `now` is seconds since the epoch."""
+    def refresh(self, now: float) -> list[events.Event]:
+        """Load what has changed; give what there is to tell. `now` is seconds since the epoch.
+
+        It is for a thread: to read may take its time.
+        """
+        told: list[events.Event] = []
         for i, one in enumerate(self._settings.certificates):
             try:
                 if self._files(one) != self._loaded[i].files:
                     self._loaded[i] = self._load(one)
-                    yield _told(one, self._loaded[i])
-            except (OSError, ValueError) as error:
-                yield events.TlsCertificateFailed(file=str(one.certificate), error=_reason(error))
+                    told.append(_told(one, self._loaded[i]))
+            except Exception as error:  # noqa: BLE001 - whatever a renewed file holds, the former stays
+                told.append(events.TlsCertificateFailed(file=str(one.certificate), error=_reason(error)))
             loaded = self._loaded[i]
             end = loaded.leaf.not_valid_after_utc
             if end.timestamp() - now < _SOON and now - loaded.told >= _DAY:
                 loaded.told = now
-                yield events.TlsCertificateExpiring(file=str(one.certificate), expires=_date(end))
+                told.append(events.TlsCertificateExpiring(file=str(one.certificate), expires=_date(end)))
+        return told
 
     def _files(self, one: Certificate) -> tuple[bytes, bytes]:
         return self._read(one.certificate), self._read(one.key)
