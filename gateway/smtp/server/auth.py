@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 from gateway.smtp import reply as replies
 from gateway.smtp.framing import BadLine
 from gateway.smtp.parameters import Refused
-from gateway.smtp.reply import Reply
 from gateway.smtp.sasl import LONGEST_RESPONSE, MECHANISMS, Denied, Lookup, Malformed, decode
 
 if TYPE_CHECKING:
     from gateway.envelope import Credentials, ScramKeys
+    from gateway.smtp.reply import Reply
     from gateway.smtp.sasl import Exchange
     from gateway.smtp.server.connection import Connection
-
-TOO_LONG = Reply(500, "5.5.6", "the response is too long")
 
 
 def mechanisms(connection: Connection) -> list[str]:
@@ -82,7 +80,7 @@ async def _ask(connection: Connection, challenge: bytes) -> bytes:
     if line == b"*":
         raise Refused(replies.AUTH_CANCELLED, "cancelled")
     if line is BadLine.TOO_LONG:
-        raise Refused(TOO_LONG, line.value)
+        raise Refused(replies.RESPONSE_TOO_LONG, line.value)
     if isinstance(line, BadLine):
         raise Malformed
     return decode(line) if line else b""
