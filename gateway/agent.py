@@ -92,6 +92,9 @@ def run(conf: Path, plan: Plan, serve: Serve) -> int:
             ours.close()
             serve_as(account, lambda: serve(shares, theirs))
         theirs.close()
+        # The supervisor holds them from here on: what it closes has to be free.
+        for share in shares:
+            close_sockets(share, paths=False)
         return agent.serve()
     finally:
         for share in shares:
