@@ -281,7 +281,7 @@ class SessionRefused(Event):
 
 @event("session.closed")
 class SessionClosed(Event):
-    """A connection is over; `reason` says how (quit, lost, timeout, disconnected, shutdown)."""
+    """A connection is over; `reason` says how (quit, lost, timeout, disconnected, shutdown, xclient)."""
 
     helo: str = ""
     tls: str = ""

@@ -85,10 +85,16 @@ class Reception:
         told: dict[str, Any] = {"client_name": client.name, "client_port": client.port}
         self._emit(session, events.SessionOpened(**about(session), protocol=session.protocol, **told))
 
+    async def renew(self, session: Session, client: Client, local_ip: str) -> Session:
+        """End a session, and begin the one of a client that it speaks for."""
+        # Given back before the new session takes its own: a full house has room for who changes its name.
+        await self.counters.give_each(self._slots.pop(session.id, ()))
+        self.disconnect(session, "xclient")
+        return self.open(session.listener, session.protocol, client, local_ip)
+
     async def connect(self, session: Session) -> Decision | None:
-        """Count the session against its limits, and ask `connect`; again when a proxy names another."""
+        """Count the session against its limits, and ask `connect`."""
         self.opened(session)
-        self._give_back(session)
         over = await self._over(session)
         if over is not None:
             return over

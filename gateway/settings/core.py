@@ -103,7 +103,7 @@ class Listener(Block):
     auth_without_tls: bool = False
     #: Networks of proxies, which must say first whom they speak for (PROXY protocol, version 1 or 2).
     proxy: tuple[IpNetwork, ...] = ()
-    #: Networks whose hosts may say by XCLIENT whom they speak for.
+    #: Networks whose hosts may say by XCLIENT whom they speak for; behind a proxy, the client that it names.
     xclient: tuple[IpNetwork, ...] = ()
 
 

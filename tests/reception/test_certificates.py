@@ -63,13 +63,28 @@ def test_a_client_relays_by_its_certificate(named, code, relaying, trust, author
     assert gateway.wait_for("tls.established")[0]["verified"] == "certificate"
 
 
+def test_the_certificate_of_who_says_xclient_is_not_the_clients(relaying, trust, authority):
+    theirs = authority.issue_cert("proxy.example.org")
+    theirs.configure_cert(trust)
+    der = ssl.PEM_cert_to_DER_cert(theirs.cert_chain_pems[0].bytes().decode())
+    gateway = relaying(fingerprint(der), "xclient: [127.0.0.1]")
+    with connect(gateway, trust) as client:
+        assert client.docmd("XCLIENT ADDR=203.0.113.9")[0] == 220
+        client.ehlo("client.example")
+        # The wire is what it was.
+        assert client.has_extn("REQUIRETLS")
+        assert not client.has_extn("STARTTLS")
+        assert client.docmd("MAIL FROM:<a@example.com>")[0] == 250
+        assert client.docmd("RCPT TO:<friend@elsewhere.example>")[0] == 553
+
+
 @pytest.fixture
 def relaying(serve, authority, tmp_path):
     """Give `relaying(fingerprint)`: a gateway that lets the client with this certificate relay."""
 
-    def start(shown):
+    def start(shown, keys=""):
         authority.cert_pem.write_to_path(tmp_path / "ca.pem")
         yaml = RELAY.format(shown=shown).replace("ca.pem", str(tmp_path / "ca.pem"))
-        return serve(yaml=yaml.replace("!replace ", "", 1), without="tls")
+        return serve(keys, yaml.replace("!replace ", "", 1), without="tls")
 
     return start

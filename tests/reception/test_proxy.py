@@ -1,5 +1,6 @@
 """Who a client is when a proxy speaks for it: believed from the hosts that a listener names alone."""
 
+import base64
 import socket
 import ssl
 import struct
@@ -167,3 +168,74 @@ def test_xclient_from_anybody_else_is_no_command(serve):
     assert b"XCLIENT" not in said.replace(b"XCLIENT ADDR", b"")
     assert b"502 5.5.1" in said
     assert b"250 2.1.5" not in said
+
+
+STRANGER = b"XCLIENT ADDR=203.0.113.9\r\n"
+
+
+def test_xclient_is_for_whom_the_proxy_names_to_say(serve):
+    gateway = serve("proxy: [127.0.0.1], xclient: [127.0.0.1]", RULES)
+    stranger = b"PROXY TCP4 203.0.113.9 192.0.2.1 4000 25\r\n"
+    said = spoken(gateway, stranger, b"EHLO client.example\r\nXCLIENT ADDR=198.51.100.7\r\n" + ASK)
+    assert b"250 XCLIENT" not in said
+    assert b"502 5.5.1" in said
+    assert b"250 2.1.5" not in said
+
+
+def test_a_host_that_the_proxy_names_may_say_it(serve):
+    gateway = serve("proxy: [127.0.0.1], xclient: [203.0.113.9]", RULES)
+    trusted = b"PROXY TCP4 203.0.113.9 192.0.2.1 4000 25\r\n"
+    said = spoken(gateway, trusted, b"EHLO client.example\r\nXCLIENT ADDR=198.51.100.7\r\n" + ASK)
+    assert b"250 2.1.5" in said
+
+
+def test_the_rules_for_the_proxy_are_not_those_for_the_client(serve, tmp_path):
+    rules = tmp_path / "tcp.smtp"
+    rules.write_text('127.:allow,RELAYCLIENT="",DATABYTES="12345"\n198.51.100.:deny\n:allow\n')
+    gateway = serve("xclient: [127.0.0.1]", f"relay_control: !replace {{rules: {rules}}}\n")
+    assert b"250 2.1.5" in spoken(gateway, ASK)
+    said = spoken(gateway, b"EHLO proxy.example\r\n" + STRANGER + ASK)
+    before, _, after = said.partition(b"\r\n220 ")
+    assert b"SIZE 12345" in before
+    assert b"SIZE 52428800" in after
+    assert b"553 5.7.1 relaying denied" in after
+    said = spoken(gateway, b"EHLO proxy.example\r\nXCLIENT ADDR=198.51.100.7\r\n")
+    assert said.splitlines()[-1].startswith(b"554 5.7.1")
+    assert gateway.wait_for("session.refused")[0]["client.ip"] == "198.51.100.7"
+
+
+def test_the_login_of_the_proxy_is_not_the_clients(serve):
+    gateway = serve("xclient: [127.0.0.1], auth: optional, auth_without_tls: true", RULES)
+    login = b"AUTH PLAIN " + base64.b64encode(b"\0ann@example.org\0secret") + b"\r\n"
+    ask = ASK.replace(b"a@example.com", b"ann@example.org")
+    assert b"250 2.1.5" in spoken(gateway, b"EHLO proxy.example\r\n" + login + ask)
+    said = spoken(gateway, b"EHLO proxy.example\r\n" + login + STRANGER + ask)
+    assert b"235 2.7.0" in said
+    assert b"553 5.7.1 relaying denied" in said
+    named = STRANGER.replace(b"\r\n", b" LOGIN=ann@example.org\r\n")
+    assert b"250 2.1.5" in spoken(gateway, b"EHLO proxy.example\r\n" + named + ask)
+
+
+def test_a_session_by_xclient_is_one_of_its_own(serve):
+    gateway = serve("xclient: [127.0.0.1]")
+    spoken(gateway, b"EHLO proxy.example\r\n" + STRANGER + b"QUIT\r\n")
+    closed = gateway.wait_for("session.closed", 2)
+    opened = gateway.events("session.opened")
+    assert [one["session"] for one in opened] == [one["session"] for one in closed]
+    assert opened[0]["session"] != opened[1]["session"]
+    assert [one["reason"] for one in closed] == ["xclient", "quit"]
+
+
+def test_limits_count_the_client_and_not_the_proxy(serve):
+    gateway = serve("xclient: [127.0.0.1]", "limits: {sessions: 2, sessions_per_client: 1}\n")
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as first:
+        first.sendall(b"EHLO proxy.example\r\n" + STRANGER)
+        with first.makefile("rb") as said:
+            for _ in range(2):
+                while not said.readline().startswith(b"220"):
+                    pass
+            other = STRANGER.replace(b"9\r\n", b"8\r\n")
+            for client, code in ((other, b"220"), (STRANGER, b"421")):
+                lines = spoken(gateway, b"EHLO proxy.example\r\n" + client + b"QUIT\r\n").splitlines()
+                assert [one[:3] for one in lines if one[:3] in (b"220", b"421")] == [b"220", code]
+                gateway.wait_for("session.closed", 3)

@@ -5,8 +5,11 @@ of the stage `relay` disabled, raising, silent, slow or gone wild.
 """
 
 import asyncio
+import socket
+import ssl
 
 import pytest
+import trustme
 
 from gateway.counters import Counters
 from gateway.errors import ConfigError
@@ -114,6 +117,8 @@ PROBES = [
     f"<u@sub.{OURS}>",
     f"<u@sub.{OURS}.>",
 ]
+#: Those that name another domain plainly, and none of ours.
+ELSEWHERE = [one for one in PROBES if f"@{THEM}>" in one and OURS not in one]
 #: Who may be a stranger's sender: none of it gives a right.
 SENDERS = ["<s@stranger.example>", "<>", f"<admin@{OURS}>", "<root@localhost>", "<admin@[127.0.0.1]>"]
 
@@ -133,6 +138,7 @@ class P(Plugin):
     @hookimpl
     def relay(self): return None
 """
+ANYBODY = SILENT.replace("relay", "rcpt")
 RAISING = SILENT.replace("return None", "raise RuntimeError")
 WILD = SILENT.replace("return None", "return True")
 SLOW = SILENT.replace(
@@ -143,10 +149,13 @@ SLOW = SILENT.replace(
 
 @pytest.fixture
 async def gateway(tmp_path):
-    """Give `gateway(yaml, zones, **plugins)`: a server on a port of its own, from which strangers connect."""
+    """Give `gateway(yaml, zones, **plugins)`: a server on a port of its own, from which strangers connect.
+
+    With `made=Server` clients come from where they are: from loopback.
+    """
     started = []
 
-    async def start(yaml="", zones=None, conf=CONF, **plugins):
+    async def start(yaml="", zones=None, conf=CONF, made=Stranger, **plugins):
         clock = FakeClock()
         bench = Bench(tmp_path, Services(clock, FakeDns(zones), Counters(clock)))
         tree = Tree.parse({"conf.d/site.yaml": conf + yaml}, base=tmp_path)
@@ -156,10 +165,20 @@ async def gateway(tmp_path):
         queue = MemoryQueue()
         await queue.open()
         reception = Reception(lambda: chain, queue, bench.services, lambda: settings.limits, lambda: None)
-        server = Stranger(reception, settings)
-        listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
-        started.append((listening, server, queue))
-        return listening.sockets[0].getsockname()[1], bench
+        server = made(
+            reception,
+            settings.limits,
+            "mail.example.org",
+            settings.listeners[0],
+            asyncio.get_running_loop(),
+            None,
+            Certificates(settings.tls),
+        )
+        sock = socket.create_server(("127.0.0.1", 0))
+        sock.setblocking(False)
+        port = sock.getsockname()[1]
+        started.append((await server.listen(sock), server, queue))
+        return port, bench
 
     yield start
     for listening, server, queue in started:
@@ -173,7 +192,7 @@ class Stranger(Server):
 
     ip = "203.0.113.9"
 
-    def __init__(self, reception, settings):
+    def __init__(self, reception, *args):
         opened = reception.open
 
         def open_(listener, protocol, client, local_ip):
@@ -181,21 +200,13 @@ class Stranger(Server):
             return opened(listener, protocol, client, local_ip)
 
         reception.open = open_
-        loop = asyncio.get_running_loop()
-        super().__init__(
-            reception,
-            settings.limits,
-            "mail.example.org",
-            settings.listeners[0],
-            loop,
-            None,
-            Certificates(settings.tls),
-        )
+        super().__init__(reception, *args)
 
 
-async def replies(port, recipients, sender="<s@stranger.example>", hello="EHLO"):
-    """Give the reply code of each RCPT, all sent in one go."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def replies(port, recipients, sender="<s@stranger.example>", hello="EHLO", before="", tls=None):
+    """Give the reply code of each RCPT, all sent in one go, after what is said before."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+    writer.write(before.encode())
     utf8 = " SMTPUTF8" if any(not one.isascii() for one in recipients) else ""
     lines = [f"{hello} mail.example.org", f"MAIL FROM:{sender}{utf8}"]
     writer.write(
@@ -206,14 +217,14 @@ async def replies(port, recipients, sender="<s@stranger.example>", hello="EHLO")
     said = [line.decode() async for line in reader]
     writer.close()
     final = [line for line in said if line[3] == " "]
-    assert len(final) == len(recipients) + 4, said
-    assert final[2].startswith("250"), said
-    return {one: line.strip() for one, line in zip(recipients, final[3:-1], strict=True)}
+    mail, *ours, bye = final[-len(recipients) - 2 :]
+    assert (mail[:3], bye[:3]) == ("250", "221"), said
+    return {one: line.strip() for one, line in zip(recipients, ours, strict=True)}
 
 
-async def refuses_all(port, probes=PROBES, senders=SENDERS, hello="EHLO"):
+async def refuses_all(port, probes=PROBES, senders=SENDERS, **how):
     for sender in senders:
-        answers = await replies(port, probes, sender, hello)
+        answers = await replies(port, probes, sender, **how)
         accepted = {one: said for one, said in answers.items() if said[0] not in "45"}
         assert not accepted, sender
 
@@ -241,6 +252,53 @@ async def test_no_kind_of_listener_lets_a_probe_through(gateway, keys, hello):
     await refuses_all(port, hello=hello)
     said = await replies(port, LEGITIMATE, hello=hello)
     assert {one: text for one, text in said.items() if text[0] != "2"} == {}
+
+
+PROXIED = "PROXY TCP4 203.0.113.9 192.0.2.1 4000 25\r\n"
+BY_PROXY = "proxy: [127.0.0.0/8]"
+BY_XCLIENT = "xclient: [127.0.0.0/8]"
+
+
+@pytest.mark.parametrize("clients", ["127.0.0.0/8", ".trusted.example"])
+@pytest.mark.parametrize(
+    ("keys", "before", "own"),
+    [
+        (BY_PROXY, PROXIED, "PROXY UNKNOWN\r\n"),
+        (f"{BY_PROXY}, {BY_XCLIENT}", f"{PROXIED}EHLO x\r\nXCLIENT ADDR=127.0.0.1\r\n", "PROXY UNKNOWN\r\n"),
+        (BY_XCLIENT, "EHLO x\r\nXCLIENT ADDR=203.0.113.9\r\n", ""),
+        (BY_XCLIENT, "EHLO x\r\nXCLIENT ADDR=203.0.113.9 NAME=stranger.example\r\n", ""),
+        (BY_XCLIENT, "EHLO x\r\nXCLIENT ADDR=[UNAVAILABLE] NAME=[TEMPUNAVAIL]\r\n", ""),
+        (
+            BY_XCLIENT,
+            f"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<u@{THEM}>\r\nRSET\r\nXCLIENT ADDR=203.0.113.9\r\n",
+            "",
+        ),
+    ],
+    ids=["proxy", "xclient behind proxy", "xclient", "xclient with a name", "unknown", "second client"],
+)
+async def test_for_whom_a_relay_client_speaks_has_none_of_its_rights(gateway, clients, keys, before, own):
+    zones = {
+        "1.0.0.127.in-addr.arpa": {"PTR": ["proxy.trusted.example."]},
+        "proxy.trusted.example": {"A": ["127.0.0.1"]},
+    }
+    listener = f'listeners: [{{name: mx, protocol: smtp, {keys}, address: "127.0.0.1:25"}}]\n'
+    yaml = f"relay_control: {{clients: [{clients}]}}\n"
+    port, _ = await gateway(yaml, zones, CONF.replace(LISTENER, listener), Server, people=ANYBODY)
+    elsewhere = f"<u@{THEM}>"
+    assert (await replies(port, [elsewhere], before=own))[elsewhere].startswith("250")
+    await refuses_all(port, ELSEWHERE, SENDERS[:2], before=before)
+
+
+async def test_tls_from_the_first_byte_lets_no_probe_through(gateway, tmp_path):
+    trustme.CA().issue_cert("mail.example.org").private_key_and_cert_chain_pem.write_to_path(
+        tmp_path / "mx.pem"
+    )
+    listener = 'listeners: [{name: mx, protocol: smtp, tls: implicit, address: "127.0.0.1:25"}]\n'
+    tls = f"tls: {{certificates: [{{certificate: {tmp_path}/mx.pem, key: {tmp_path}/mx.pem}}]}}\n"
+    port, _ = await gateway(conf=CONF.replace(LISTENER, listener + tls))
+    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    await refuses_all(port, tls=anybody)
 
 
 async def test_submission_takes_nothing_from_who_has_not_logged_in(gateway):
@@ -294,9 +352,8 @@ async def test_a_relay_plugin_can_be_neither_dry_nor_skipped(gateway, key):
 async def test_no_allowlist_in_rcpt_opens_the_relay(gateway):
     source = SILENT.replace("relay", "rcpt").replace("None", "Accept()").replace("Plugin,", "Accept, Plugin,")
     port, _ = await gateway("allow_all: {before: [people]}\n", allow_all=source)
-    elsewhere = [one for one in PROBES if f"@{THEM}>" in one and OURS not in one]
-    assert len(elsewhere) > 5
-    await refuses_all(port, elsewhere)
+    assert len(ELSEWHERE) > 5
+    await refuses_all(port, ELSEWHERE)
 
 
 HOSTS = "relay_control: {clients: [trusted.example, .trusted.example]}\n"
@@ -316,7 +373,6 @@ async def test_the_selected_host_and_network_may_relay(gateway):
         "9.113.0.203.in-addr.arpa": {"PTR": ["trusted.example."]},
         "trusted.example": {"A": ["203.0.113.9"]},
     }
-    anybody = SILENT.replace("relay", "rcpt")
     for yaml in (HOSTS, "relay_control: {clients: [203.0.113.0/24]}\n"):
-        port, _ = await gateway(yaml, zones, people=anybody)
+        port, _ = await gateway(yaml, zones, people=ANYBODY)
         assert (await replies(port, [f"<u@{THEM}>"]))[f"<u@{THEM}>"].startswith("250")

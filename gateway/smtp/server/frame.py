@@ -81,9 +81,9 @@ class Frame(SMTP):
         server, listener = self.server, self.server.listener
         peer, port = _socket_name(transport, "peername")
         here, _ = _socket_name(transport, "sockname")
-        #: The address at the other end; a proxy's, where the session's client is another.
-        self.peer = peer
         client, here = self._introduced or (Client(peer, port), here)
+        #: Who may be trusted with XCLIENT: the other end, or whom its proxy has named; no XCLIENT changes it.
+        self.peer = client.ip
         self.session = self.reception.open(listener.name, listener.protocol, client, here)
         server.connections.add(self)
         if server.closing:
@@ -104,6 +104,13 @@ class Frame(SMTP):
         return not self._over_ssl
 
     # The conversation
+
+    async def renew(self, client: Client, local_ip: str) -> None:
+        """Begin anew, as with a connection of this client; what is left is the wire, TLS and all."""
+        tls = self.session.tls
+        self.session = await self.reception.renew(self.session, client, local_ip)
+        self.session.tls, self.session.closed = tls, self._lost
+        self.utf8 = False
 
     def dismiss(self, reply: Reply, reason: str) -> None:
         """End the session with this reply as soon as no command is under way."""

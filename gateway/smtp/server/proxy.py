@@ -1,6 +1,7 @@
 """Who a client is when another host speaks for it: the PROXY protocol, version 1 and 2, and XCLIENT.
 
-Both count from hosts that the listener names, and from nobody else.
+Both count from hosts that the listener names, and from nobody else. Whom a PROXY header has named is the
+other end from then on: XCLIENT is for that client to say or not, whatever the proxy itself may.
 """
 
 from __future__ import annotations
@@ -103,20 +104,20 @@ def _length(seen: bytes) -> int:
 
 
 async def xclient(connection: Connection, argument: str) -> Reply:
-    """Take another host's word for who the client is, and begin anew (Postfix, XCLIENT_README)."""
+    """Take another host's word for who the client is, and begin anew (Postfix, XCLIENT_README).
+
+    Nothing of what the host was itself is the client's: name, login, certificate, rights, limits.
+    """
     if not trusted(connection.peer, connection.server.listener.xclient):
         raise Refused(replies.NOT_IMPLEMENTED, "not_implemented")
     if connection.transaction is not None:
         raise Refused(replies.NESTED_MAIL, "sequence")
     given = _attributes(argument)
+    was = connection.session
+    client = Client(given.get("ADDR", was.client.ip), int(given.get("PORT") or 0), given.get("NAME", ""))
+    await connection.renew(client, given.get("DESTADDR", was.local_ip))
     session = connection.session
-    was = session.client
-    session.client = Client(
-        given.get("ADDR", was.ip), int(given.get("PORT", was.port) or 0), given.get("NAME", was.name)
-    )
-    session.local_ip = given.get("DESTADDR", session.local_ip)
-    session.user = given.get("LOGIN", session.user)
-    session.helo, session.extended = "", False
+    session.user = given.get("LOGIN", "")
     reply = await connection.greet()
     session.helo = given.get("HELO", "") if not reply.refused else ""
     return reply
