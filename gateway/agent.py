@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gateway import signals
 from gateway.accounts.book import Book
 from gateway.accounts.ownership import refuse_changeable
 from gateway.endpoint import Endpoint
@@ -79,13 +80,13 @@ class Child:
 def run(conf: Path, plan: Plan, serve: Serve) -> int:
     """Be the agent until the supervisor has ended; gives its exit code. Raises GatewayError."""
     made = read(conf, plan)
-    account = user_of(made)
+    account = user_of(made["user"], made["user_at"])
     shares = share_out(_listeners(made), made["workers"])
     try:
         give_state(Path(made["state"]), account)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         agent = Agent(conf, plan, made, account, ours)
-        for one in agent.signals():
+        for one in signals.OURS:
             signal.signal(one, agent.forward)
         agent.supervisor = os.fork()
         if not agent.supervisor:
@@ -122,12 +123,8 @@ class Agent:
         #: The processes that look at logins, and where each answer goes.
         self._logins: dict[int, int] = {}
 
-    def signals(self) -> tuple[signal.Signals, ...]:
-        """Name the signals that are the supervisor's."""
-        return signal.SIGTERM, signal.SIGINT, signal.SIGHUP
-
     def forward(self, number: int, _: object) -> None:
-        """Hand a signal on."""
+        """Hand a signal on to the supervisor."""
         if self.supervisor:
             os.kill(self.supervisor, number)
 
@@ -138,6 +135,7 @@ class Agent:
         wake.setblocking(False)
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signals.hear()
         with selectors.DefaultSelector() as ready:
             for one in (self._door, ending, woken):
                 ready.register(one, selectors.EVENT_READ)
@@ -152,7 +150,8 @@ class Agent:
                 self._tidy()
         for child in self._children.values():
             child.way.close()
-        _, status = os.waitpid(self.supervisor, 0)
+        ended, self.supervisor = self.supervisor, 0
+        _, status = os.waitpid(ended, 0)
         return os.waitstatus_to_exitcode(status)
 
     def _take(self) -> bool:

@@ -81,11 +81,15 @@ class Console:
 
     def __init__(self, find: Find) -> None:
         self._find = find
+        self._path: Path | None = None
         self._server: asyncio.Server | None = None
 
     async def start(self, state: Path) -> None:
-        """Open the socket, for our user and group only, or for GROUP where there is one."""
-        path = state / SOCKET
+        """Open the socket, for our user and group only, or for GROUP where we are in such a group.
+
+        Who calls this has the state for himself: what is there of the socket is left over.
+        """
+        path = self._path = state / SOCKET
         path.unlink(missing_ok=True)
         before = os.umask(0o117)
         try:
@@ -96,9 +100,10 @@ class Console:
             os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
 
     async def stop(self) -> None:
-        """Close the socket."""
-        if self._server is not None:
+        """Close the socket, and remove it while the state is still ours."""
+        if self._server is not None and self._path is not None:
             self._server.close()
+            self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

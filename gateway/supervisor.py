@@ -10,11 +10,12 @@ import resource
 import signal
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from gateway import events
+from gateway import events, signals
 from gateway.configuration import Configuration, make_state
 from gateway.console import Console
 from gateway.errors import GatewayError
@@ -85,11 +86,18 @@ async def _serve(
     """Serve by these sockets until a signal. Raises GatewayError when it cannot, or cannot any more."""
     async with contextlib.AsyncExitStack() as stack:
         supervisor = Supervisor(configuration, stack, agency)
-        await stack.enter_async_context(beside())
-        await supervisor.start(shares)
         supervisor.listen_to_signals()
-        await supervisor.tell("READY")
-        ready()
+        await stack.enter_async_context(beside())
+        try:
+            await supervisor.start(shares)
+        except GatewayError:
+            # A signal to the whole group has ended workers that could not hear it yet.
+            if supervisor.ending:
+                return
+            raise
+        if not supervisor.ending:
+            await supervisor.tell("READY")
+            ready()
         await supervisor.serve()
 
 
@@ -104,10 +112,16 @@ class Supervisor:
         self._agency = agency
         self._began = time.time()
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._started = asyncio.Event()
         self._reloads: set[asyncio.Task[None]] = set()
         self._journal: Journal
         self._log: Log
         self._pool: Pool
+
+    @property
+    def ending(self) -> bool:
+        """A signal has said to end."""
+        return self._reason.done()
 
     async def start(self, shares: Sequence[Sockets]) -> None:
         """Start the workers and the sockets of people and programs. Raises GatewayError."""
@@ -116,6 +130,7 @@ class Supervisor:
         self._open_journal(len(shares))
         submit = open_socket(settings.gateway.state, settings.gateway.hostname)
         self._stack.callback(submit.close)
+        self._stack.callback(Path(submit.getsockname()).unlink, missing_ok=True)
         opens = self._agency.bind if self._agency else bind
         self._pool = Pool(
             self._configuration, shares, submit, self._journal.emit, self._records, opens, self._agency
@@ -129,24 +144,26 @@ class Supervisor:
         listeners = tuple(f"{one.name} {one.protocol} {one.address}" for one in settings.listeners)
         event = events.GatewayStarted(version=version("mailward"), listeners=listeners, pid=os.getpid())
         self._journal.emit(event)
+        self._started.set()
 
     def listen_to_signals(self) -> None:
-        """End at SIGTERM and SIGINT, reload at SIGHUP."""
+        """End at SIGTERM and SIGINT, reload at SIGHUP; what comes before we serve waits until then."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number.name)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        signals.hear()
 
     async def serve(self) -> None:
         """Serve until a signal ends it, gently. Raises GatewayError when no worker can be had any more."""
         ends: list[asyncio.Future[Any]] = [self._reason, self._pool.failed]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        reason = self._reason.result() if self._reason.done() else "no worker can be started"
+        reason = self._reason.result() if self.ending else "no worker can be started"
         await self.tell("STOPPING")
         await self._pool.stop(reason)
         seconds = round(time.time() - self._began, 3)
         self._journal.emit(events.GatewayStopped(reason=reason, seconds=seconds))
-        if not self._reason.done():
+        if not self.ending:
             raise self._pool.failed.result()
 
     async def tell(self, word: str) -> None:
@@ -183,7 +200,7 @@ class Supervisor:
                 self._journal.emit(event)
 
     def _end(self, name: str) -> None:
-        if not self._reason.done():
+        if not self.ending:
             self._reason.set_result(name)
 
     def _hang_up(self) -> None:
@@ -193,6 +210,7 @@ class Supervisor:
 
     async def _reload_quietly(self) -> None:
         """Reload at a signal; a configuration that is refused has become the event `config.rejected`."""
+        await self._started.wait()
         with contextlib.suppress(GatewayError):
             await self._reload("SIGHUP")
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import grp
+import os
 from typing import TYPE_CHECKING
 
 import click
 
 from gateway.commands.common import conf_option, json_option, load, print_json
+from gateway.commands.homes import refused
+from gateway.console import GROUP
 from gateway.errors import ConfigError, Problem
+from gateway.partition.privilege import user_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from gateway.configuration import Configuration
 
 
 @click.command(
@@ -32,13 +40,15 @@ def check(conf: Path | None, as_json: bool) -> None:
     from gateway.commands.warnings import warnings
 
     try:
-        assembly = Assembly.of(load(conf))
+        configuration = load(conf)
+        found = _user(configuration) if os.geteuid() == 0 else []
+        assembly = Assembly.of(configuration)
     except ConfigError as error:
         if not as_json:
             raise
         print_json(_json(error.problems, "problem"))
         click.get_current_context().exit(1)
-    found = asyncio.run(warnings(assembly))
+    found += asyncio.run(warnings(assembly))
     if as_json:
         print_json(_json(found, "warning"))
         return
@@ -48,6 +58,26 @@ def check(conf: Path | None, as_json: bool) -> None:
     click.echo(
         f"{assembly.configuration.folder}: no problem, {_count(len(found), 'warning')}, {plugins} plugins"
     )
+
+
+def _user(configuration: Configuration) -> list[Problem]:
+    """Warn where root could not run this, or become an account, or those who shall ask the gateway could not.
+
+    Raises ConfigError for a user whom nobody can become. To have none is no problem: a unit may name it.
+    """
+    name, place = configuration.settings.gateway.user, configuration.tree.place("gateway", "user")
+    try:
+        user = user_of(name, place)
+    except ConfigError as error:
+        if name:
+            raise
+        return list(error.problems)
+    found = list(refused(configuration, user))
+    with contextlib.suppress(KeyError):
+        if grp.getgrnam(GROUP).gr_gid not in os.getgrouplist(name, user.pw_gid):
+            text = f"gateway.user: {name} is not in {GROUP}, so its members may not ask the gateway"
+            found.append(Problem(text, place))
+    return found
 
 
 def _json(problems: Sequence[Problem], kind: str) -> list[dict[str, object]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gateway import signals
 from gateway.commands.common import conf_option, configuration_folder
 from gateway.errors import ConfigError
 
@@ -36,6 +37,7 @@ Examples:
 @click.option("--demo", is_flag=True, help="Run the shipped demo on loopback, with its state under ./var.")
 def run(conf: Path | None, demo: bool) -> None:
     """Serve mail in the foreground until SIGTERM; SIGHUP reloads."""
+    signals.hold()
     folder = demo_folder() if demo else configuration_folder(conf)
     base = Path.cwd() if demo else None
     if os.geteuid() == 0:

@@ -13,6 +13,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from gateway import signals
 from gateway.errors import GatewayError
 from gateway.partition.privilege import become
 
@@ -66,7 +67,7 @@ def _start(program: Sequence[str], given: int, begin: Callable[[], None]) -> int
     if not pid:
         try:
             os.setsid()
-            for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            for one in (*signals.OURS, signal.SIGPIPE):
                 signal.signal(one, signal.SIG_DFL)
             os.chdir("/")
             # First: what is open may be more than the limits let be counted.
@@ -93,7 +94,7 @@ def serve_as(account: pwd.struct_passwd, serve: Callable[[], None]) -> None:
     """Become the gateway's user and serve; does not return."""
     code = 1
     try:
-        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for one in signals.OURS:
             signal.signal(one, signal.SIG_DFL)
         become(account.pw_uid, account.pw_gid, account.pw_name)
         os.umask(0o027)

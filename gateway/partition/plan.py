@@ -25,11 +25,12 @@ def make(configuration: Configuration) -> dict[str, Any]:
     gateway = settings.gateway
     return {
         "user": gateway.user,
+        "user_at": tree.place("gateway", "user"),
         "state": str(gateway.state),
         "workers": configuration.workers,
         "listeners": [[one.name, str(one.address)] for one in settings.listeners],
         "files": [str(path) for one in settings.tls.certificates for path in (one.certificate, one.key)],
-        "accounts": _accounts(tree),
+        "accounts": accounts(tree),
         "site": {"hostname": gateway.hostname, "postmaster": gateway.postmaster, "base": str(tree.base)},
         "plugins": _plugins(configuration),
         "limits": _limits(tree),
@@ -37,7 +38,8 @@ def make(configuration: Configuration) -> dict[str, Any]:
     }
 
 
-def _accounts(tree: Tree) -> dict[str, Any]:
+def accounts(tree: Tree) -> dict[str, Any]:
+    """Say which accounts the configuration lists."""
     found = tree.section("accounts", Accounts)
     return {
         "virtual": {

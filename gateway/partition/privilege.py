@@ -7,10 +7,10 @@ import os
 import pwd
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import ConfigError, Problem
+from gateway.errors import ConfigError, Place, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     #: Makes the plan of the configuration; it is called in a process without rights.
@@ -48,18 +48,21 @@ def read(conf: Path, plan: Plan) -> dict[str, Any]:
     return made
 
 
-def user_of(plan: Mapping[str, Any]) -> pwd.struct_passwd:
-    """Give the user that the gateway is to become. Raises ConfigError."""
-    name = plan["user"]
-    if not name:
-        raise ConfigError("gateway.user: set the user to become: the gateway does not run as root")
+def user_of(name: str, at: Sequence[Any] | None) -> pwd.struct_passwd:
+    """Give the user that the gateway is to become; `at` is the place of the setting. Raises ConfigError."""
     try:
-        account = pwd.getpwnam(name)
+        account = pwd.getpwnam(name) if name else None
     except KeyError:
-        raise ConfigError(f"gateway.user: there is no user {name}") from None
-    if account.pw_uid == 0:
-        raise ConfigError("gateway.user: root is what this user must not be")
-    return account
+        wrong = f"there is no user {name}"
+    else:
+        if account and account.pw_uid != 0:
+            return account
+        wrong = (
+            "root is what this user must not be"
+            if account
+            else "set the user to become: the gateway does not run as root"
+        )
+    raise ConfigError(Problem(f"gateway.user: {wrong}", Place(*at) if at else None))
 
 
 def give_state(state: Path, account: pwd.struct_passwd) -> None:

@@ -10,18 +10,15 @@ import asyncio
 import contextlib
 import ctypes
 import faulthandler
-import os
 import select
-import signal
 import socket
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from gateway import signals
 from gateway.agency import Agency
 from gateway.configuration import Configuration
 from gateway.endpoint import Endpoint
@@ -45,13 +42,10 @@ if TYPE_CHECKING:
 
 #: Seconds between two signs of life.
 BEAT = 1.0
-#: A worker whose supervisor is gone has this many seconds for its gentle end.
-_LAST = 2 * GRACE
-#: How the kernel tells a worker that its supervisor is gone; and prctl's word for asking it to.
-_ORPHANED = signal.SIGUSR1
+#: Seconds that a worker whose supervisor is gone has for its gentle end. It is also the signal by which the
+#: kernel tells it: the handler is libc's `alarm`, which takes the number of the signal for that of seconds.
+_LAST = int(2 * GRACE)
 _PR_SET_PDEATHSIG = 1
-#: Seconds of work without a sign of life, after which the kernel ends a worker that nobody else ends.
-_FROZEN = 60.0
 #: Events that wait for the supervisor to write them out; beyond it outputs miss some, counted.
 _BACKLOG = 10_000
 
@@ -60,33 +54,29 @@ def main() -> None:
     """Run until told to stop."""
     link, way, stacks = map(int, sys.argv[1:4])
     faulthandler.register(STACKS, stacks, all_threads=True)
-    _ask_for_the_end()
     side = socket.socket(fileno=way)
-    threading.Thread(target=_outlive, args=(side,), name="lifeline", daemon=True).start()
+    _end_with_the_supervisor(side)
     uvloop.run(_serve(socket.socket(fileno=link), side))
 
 
-def _ask_for_the_end() -> None:
-    """Have the kernel end us some time after the supervisor, also where no other thread comes to run.
+def _end_with_the_supervisor(way: socket.socket) -> None:
+    """Have the kernel end us some time after the supervisor, whatever we are doing.
 
-    A regular expression holds all of them up, but hears signals.
+    A handler of Python's would wait for the interpreter, which a plugin's call into C may hold for ever.
     """
-    signal.signal(_ORPHANED, lambda *_: signal.alarm(int(_LAST)))
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _ORPHANED)
-
-
-def _outlive(way: socket.socket) -> None:
-    """Wait until the supervisor is gone, and see to it that this process is, too, be its loop frozen."""
-    poll = select.poll()
-    poll.register(way, 0)  # a hang-up is always told
-    poll.poll()
-    time.sleep(_LAST)
-    os.kill(os.getpid(), signal.SIGKILL)
+    libc = ctypes.CDLL(None)
+    libc.signal(_LAST, libc.alarm)
+    if libc.prctl(_PR_SET_PDEATHSIG, _LAST):
+        raise ValueError(f"there is no signal {_LAST}")
+    gone = select.poll()
+    gone.register(way, 0)  # a hang-up is always told
+    if gone.poll(0):
+        sys.exit("the supervisor has ended")
 
 
 async def _serve(one: socket.socket, way: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in signals.OURS:
         # These reach the whole group of processes. What they mean the supervisor says; ignoring them
         # would be inherited by programs.
         loop.add_signal_handler(number, lambda: None)
@@ -103,7 +93,6 @@ async def _serve(one: socket.socket, way: socket.socket) -> None:
 
 async def _beat(link: Link) -> None:
     while True:
-        signal.setitimer(signal.ITIMER_PROF, _FROZEN)
         link.tell("beat")
         await asyncio.sleep(BEAT)
 

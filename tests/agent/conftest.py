@@ -1,6 +1,7 @@
 """A gateway that was started by root, with three system users of its own, made and removed by these tests."""
 
 import contextlib
+import grp
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 import trustme
 from processes import free_port
 
-from gateway.console import call
+from gateway.console import GROUP, call
 from gateway.journal import read
 
 PATIENCE = 40.0
@@ -50,14 +51,20 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def users():
     """Make the users; gives name -> their entry in passwd."""
+    made = GROUP not in (one.gr_name for one in grp.getgrall())
     try:
+        subprocess.run(["groupadd", "--force", GROUP], check=True)
         for name in USERS:
             home = ["--no-create-home"] if name == GATEWAY else ["--create-home", "--key", "HOME_MODE=0700"]
-            subprocess.run(["useradd", *home, "--user-group", name], check=True)
+            group = ["--groups", GROUP] if name == GATEWAY else []
+            subprocess.run(["useradd", *home, *group, "--user-group", name], check=True)
         yield {name: pwd.getpwnam(name) for name in USERS}
     finally:
         for name in USERS:
             subprocess.run(["userdel", "--force", "--remove", name], check=False, capture_output=True)
+        # Tests that run beside these have members in it.
+        if made and not grp.getgrnam(GROUP).gr_mem:
+            subprocess.run(["groupdel", GROUP], check=False)
 
 
 class Site:
@@ -203,6 +210,7 @@ class Door:
         self.gateway, self.ann, self.joe = USERS
         self.plan = {
             "user": GATEWAY,
+            "user_at": None,
             "state": str(base / "state"),
             "workers": 1,
             "listeners": [],

@@ -75,6 +75,7 @@ def test_a_program_that_takes_memory_is_stopped_and_its_mail_waits(bounded):
     assert more < memory + (100 << 20)
 
 
+@pytest.mark.slow
 def test_an_account_that_has_all_its_processes_cannot_be_become_and_says_so(bounded):
     joe = bounded.users[bounded.joe]
     # It would refuse the mail for now, at the door.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from gateway.commands import check
 from gateway.commands.group import COMMANDS, mailward
 
 PLUGIN = """
@@ -113,6 +114,39 @@ def test_check_says_where_a_plugin_raises(site):
     (site.base / "plugins" / "broken.py").write_text("x = 1\n1 / 0\n")
     site.write("50.yaml", "plugins: {folders: [plugins]}\n")
     assert "plugins/broken.py:2: ZeroDivisionError: division by zero" in site.mailward("check", code=1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody")
+def test_check_by_root_says_whom_a_gateway_could_not_become(site, monkeypatch):
+    named, written = (site.conf / "10-gateway.yaml").read_text(), "conf.d/10-gateway.yaml:1: gateway.user: "
+    site.write("10-gateway.yaml", named.replace("user: nobody, ", ""))
+    said = f"warning: {written}set the user to become: the gateway does not run as root\n"
+    assert site.mailward("check").startswith(said)
+    for user, wrong in (
+        ("nobody-of-that-name", "there is no user nobody-of-that-name"),
+        ("root", "root is what"),
+    ):
+        site.write("10-gateway.yaml", named.replace("user: nobody", f"user: {user}"))
+        assert f"{written}{wrong}" in site.mailward("check", code=1)
+    site.write("10-gateway.yaml", named)
+    monkeypatch.setattr(check, "GROUP", "root")
+    assert f"{written}nobody is not in root, so its members may not ask" in site.mailward("check")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody")
+def test_check_by_root_names_the_accounts_that_would_get_nothing(site):
+    home = site.home("abc")
+    for path, uid, said in (
+        (home, 65534, "abc: nothing is delivered as uid 65534"),
+        (home, 0, "abc: nothing is delivered as uid 0"),
+        (home.parent, 61009, f"abc: give its uid and gid, for its home does not say: {home.parent}: it must"),
+    ):
+        os.chown(home, 61003, -1)
+        os.chown(path, uid, -1)
+        assert f"conf.d/30-domains.yaml:7: accounts: mail will wait: {said}" in site.mailward("check")
+    site.write("50.yaml", "accounts: {alias: {home: home/xyz, uid: 61003, gid: 61003}}")
+    said = f"conf.d/50.yaml:1: accounts: mail will wait: {home.parent}: it must belong to root or uid 61003"
+    assert said in site.mailward("check")
 
 
 def test_check_has_nothing_to_say_against_a_good_site(site):

@@ -5,13 +5,17 @@ import os
 import pwd
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
+
+from gateway.journal import read
 
 ROOT = os.geteuid() == 0
 
@@ -36,12 +40,18 @@ class Site:
     def write(self, name, text):
         (self.conf / name).write_text(text)
 
-    def start(self):
+    def plugin(self, stem, text):
+        (self.folder / "plugins").mkdir()
+        (self.folder / "plugins" / f"{stem}.py").write_text(text)
+        self.write("90.yaml", "plugins: {folders: [plugins]}\n")
+
+    def start(self, **more):
         return subprocess.Popen(
             [sys.executable, "-m", "gateway.commands", "run", "--conf", self.conf],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            **more,
         )
 
     def refused(self):
@@ -69,6 +79,66 @@ def test_it_starts_and_sigterm_ends_it_with_0(site):
     assert process.returncode == 0
 
 
+def ended_cleanly(process):
+    """Let it end; gives what it printed. Nobody of its group is left, nor a socket."""
+    said, wrong = process.communicate(timeout=60)
+    assert process.returncode == 0, wrong
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    return said
+
+
+def test_a_signal_before_anybody_could_listen_ends_it_in_order(site):
+    """A pipe among the settings holds it up where it reads them; whoever reads them after it finds a file."""
+    os.mkfifo(site.conf / "05.yaml", 0o644)
+    site.write("file", "")
+    process = site.start(start_new_session=True)
+    with (site.conf / "05.yaml").open("w"):
+        process.send_signal(signal.SIGTERM)
+        (site.conf / "file").rename(site.conf / "05.yaml")
+    assert ended_cleanly(process) == ""
+    stopped = [one for one in read(site.folder / "var/journal") if one["event"] == "gateway.stopped"]
+    assert [one["reason"] for one in stopped] == ["SIGTERM"]
+    assert not {"control", "submit"} & {one.name for one in (site.folder / "var").iterdir()}
+
+
+SIGNALLING = """
+import os, signal
+from gateway import Plugin, hookimpl
+
+class Signalling(Plugin):
+    @hookimpl
+    def startup(self):
+        try:
+            self.site.state.joinpath("sent").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        {how}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how", ["os.kill(os.getppid(), signal.SIGTERM)", "os.killpg(os.getpgid(os.getppid()), signal.SIGINT)"]
+)
+def test_a_signal_while_workers_start_ends_it_in_order(site, how):
+    site.plugin("signalling", SIGNALLING.format(how=how))
+    assert ended_cleanly(site.start(start_new_session=True)) == ""
+
+
+@pytest.mark.slow
+def test_a_reload_that_is_asked_for_while_workers_start_follows_the_start(site):
+    site.plugin("signalling", SIGNALLING.format(how="os.kill(os.getppid(), signal.SIGHUP)"))
+    process = site.start(start_new_session=True)
+    assert "serves" in process.stdout.readline()
+    end = time.monotonic() + 40
+    while [one["event"] for one in read(site.folder / "var/journal")].count("config.loaded") < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.terminate()
+    ended_cleanly(process)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -93,9 +163,7 @@ def test_a_wrong_configuration(site, text, said):
 
 
 def test_a_plugin_that_raises_at_import(site):
-    (site.folder / "plugins").mkdir()
-    (site.folder / "plugins/broken.py").write_text("x = 1\nraise RuntimeError('boom')\n")
-    site.write("90.yaml", "plugins: {folders: [plugins]}\n")
+    site.plugin("broken", "x = 1\nraise RuntimeError('boom')\n")
     assert f"{site.folder}/plugins/broken.py:2: RuntimeError: boom" in site.refused()
     assert not (site.folder / "var/queue").exists()
 
@@ -116,7 +184,10 @@ def test_a_state_that_another_gateway_has(site):
 @pytest.mark.skipif(not ROOT, reason="needs root")
 def test_root_needs_a_user_to_become(site):
     site.write("10.yaml", "gateway: {hostname: mail.example.org, state: var}\n")
-    assert "gateway.user" in site.refused()
+    # `check` says the same.
+    assert site.refused().startswith(
+        "conf.d/10.yaml:1: gateway.user: set the user to become: the gateway does"
+    )
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root")
