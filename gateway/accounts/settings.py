@@ -32,8 +32,8 @@ class Home(BaseModel):
 class VirtualAccount(Home):
     """An account that virtual domains are given to."""
 
-    #: Separates an extension from a name in what senders write.
-    separator: BreakCharacter = Field(default="-", alias="break")
+    #: Separates an extension from a name in what senders write; default: `accounts.break`.
+    separator: BreakCharacter | None = Field(default=None, alias="break")
 
 
 class Settings(Section):
@@ -43,7 +43,7 @@ class Settings(Section):
     system: bool = False
     #: Users of this machine below this uid have none where the gateway delivers under each user's own uid.
     floor: int = Field(default=1000, ge=1)
-    #: Separates a system user's name from an extension: `joe-tag`.
+    #: Separates a name from an extension in what senders write: `joe-tag`.
     separator: BreakCharacter = Field(default="-", alias="break")
     #: Gets every local part that nobody else has, whole, as its extension; unless given, `alias` in the state
     #: folder.

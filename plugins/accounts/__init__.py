@@ -68,10 +68,13 @@ class Accounts(Plugin[Settings]):
         """Give the virtual account with the longest name that has this local part."""
         for at in range(len(local), 0, -1):
             account = self.settings.virtual.get(local[:at])
-            if account is None or (at < len(local) and local[at] not in ("-", account.separator)):
+            if account is None:
+                continue
+            separator = account.separator or self.settings.separator
+            if at < len(local) and local[at] not in ("-", separator):
                 continue
             dash = "-" if at < len(local) else ""
-            ext = local[at + 1 :].replace(account.separator, "-")
+            ext = local[at + 1 :].replace(separator, "-")
             return self._account(
                 local[:at], account, dash, ext, str(self.place("virtual", local[:at]) or self.stem)
             )

@@ -43,6 +43,25 @@ accounts:
     assert split(await account(tmp_path, conf, local)) == wanted
 
 
+@pytest.mark.parametrize(
+    ("local", "wanted"),
+    [
+        ("joe+tag", ("joe", "-", "tag")),
+        ("joe-tag", ("joe", "-", "tag")),
+        ("joe-info+x", ("joe", "-", "info-x")),
+        ("old-a+b", ("old", "-", "a+b")),
+        ("old+b", None),
+    ],
+)
+async def test_break_is_that_of_all_accounts_unless_one_has_its_own(tmp_path, local, wanted):
+    conf = """
+accounts:
+  break: "+"
+  virtual: {joe: {home: a, uid: 5, gid: 6}, old: {home: b, uid: 5, gid: 6, break: "-"}}
+"""
+    assert split(await account(tmp_path, conf, local)) == wanted
+
+
 async def test_uid_and_gid_are_those_of_the_home_unless_given(tmp_path):
     (tmp_path / "a").mkdir()
     found = (await account(tmp_path, "accounts: {virtual: {abc: {home: a}}}", "abc")).value
