@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any, Literal
 
 from gateway.address import Address
@@ -48,6 +49,13 @@ class Client:
     ip: str
     port: int = 0
     name: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """Who is counted as one: the address, or for IPv6 its /64, which one host has as a rule."""
+        if ":" not in self.ip:
+            return self.ip
+        return IPv6Address(self.ip.partition("%")[0]).packed[:8].hex(":", 2)
 
 
 @dataclass(slots=True)

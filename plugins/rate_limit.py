@@ -83,7 +83,7 @@ class RateLimit(Plugin[Settings]):
         self, transaction: Transaction, session: Session, *, first: bool
     ) -> Iterator[tuple[str, str, Rate]]:
         """Give what counts: the setting, who is counted, how much it may be."""
-        who = f"user:{lower(session.user)}" if session.user else f"client:{_host(session.client.ip)}"
+        who = f"user:{lower(session.user)}" if session.user else f"client:{session.client.prefix}"
         rates = self.settings.user if session.user else self.settings.client
         of = [(who, rates), (f"domain:{transaction.sender.domain}", self.settings.domain)]
         for key, its in of if transaction.sender else of[:1]:
@@ -114,8 +114,3 @@ class RateLimit(Plugin[Settings]):
         )
         self.emit(event)
         return decision
-
-
-def _host(ip: str) -> str:
-    """Name who an address is: for IPv6 the /64, which one host has as a rule."""
-    return ipaddress.IPv6Address(ip).packed[:8].hex() if ":" in ip else ip

@@ -1,7 +1,7 @@
 """AUTH behind the protocol: asks the plugins, slows down who guesses, and tells the events.
 
-Failures count by client address and by login, over all workers. Each makes the next answer wait longer;
-past `limits.auth_failures` a client is sent away without anybody being asked.
+Failures count by client address (IPv6 by its /64) and by login, over all workers. Each makes the next answer
+wait longer; past `limits.auth_failures` a client is sent away without anybody being asked.
 """
 
 from __future__ import annotations
@@ -49,14 +49,22 @@ class Login:
         """Whether a plugin keeps keys for SCRAM."""
         return bool(self._reception.chain_of(session).steps["scram_keys"])
 
+    async def over(self, session: Session) -> Disconnect | None:
+        """Send away who has failed too often; asked before all that tells right from wrong."""
+        limit = self._limits().auth_failures
+        if await self._counters.hit(_client(session), WINDOW, 0) < limit:
+            return None
+        told = about(session)
+        event = events.LimitExceeded(**told, limit="auth_failures", allowed=limit)
+        self._reception.chain_of(session).emit(event)
+        return _TOO_MANY
+
     async def keys(self, session: Session, login: str) -> ScramKeys | None:
         """Give the SCRAM keys of a login, None when nobody knows it."""
         return (await self._reception.chain_of(session).ask(Stages.scram_keys, session, login)).value
 
     async def check(self, session: Session, credentials: Credentials) -> Decision:
         """Ask `authenticate`; Accept has set `session.user`."""
-        if await self._exceeded(session):
-            return _TOO_MANY
         chain = self._reception.chain_of(session)
         answer = await chain.ask(Stages.authenticate, session, credentials)
         decision = answer.value or _WRONG
@@ -87,18 +95,9 @@ class Login:
         hits = [await self._counters.hit(key, WINDOW) for key in (_client(session), f"auth/login/{login}")]
         await asyncio.sleep(min(_LONGEST, _FIRST * 2 ** (min(max(hits), 16) - 1)))
 
-    async def _exceeded(self, session: Session) -> bool:
-        limit = self._limits().auth_failures
-        exceeded: bool = await self._counters.hit(_client(session), WINDOW, 0) >= limit
-        if exceeded:
-            told = about(session)
-            event = events.LimitExceeded(**told, limit="auth_failures", allowed=limit)
-            self._reception.chain_of(session).emit(event)
-        return exceeded
-
 
 def _client(session: Session) -> str:
-    return f"auth/client/{session.client.ip}"
+    return f"auth/client/{session.client.prefix}"
 
 
 def secret(state: Path) -> bytes:

@@ -149,7 +149,7 @@ class Limits(Block):
     hops: int = Field(default=100, gt=0)
     #: Commands in one session that are unknown or malformed; then 421 and the end.
     bad_commands: int = Field(default=20, gt=0)
-    #: Failed logins of one client address in ten minutes; then its logins are told 421 unseen.
+    #: Failed logins of one client address, or its /64, in ten minutes; then its logins are told 421 unseen.
     auth_failures: int = Field(default=20, gt=0)
     #: Commands in one session, all counted; then 421 and the end.
     commands: int = Field(default=10_000, gt=0)

@@ -231,6 +231,39 @@ def test_guessing_is_slowed_and_ends(serve, trust):
     assert len(failed) == 3
 
 
+def test_guessing_by_scram_ends_and_does_not_tell_what_was_right(serve, trust):
+    gateway = serve("auth: optional", "limits: {auth_failures: 1}\n")
+    prover = ScramClient(["SCRAM-SHA-256"], "ann@example.org", "secret")
+    begin = f"AUTH SCRAM-SHA-256 {base64.b64encode(prover.get_client_first().encode()).decode()}"
+    with connected(gateway, trust) as right, connected(gateway, trust) as wrong:
+        code, challenge = right.docmd(begin)
+        assert code == 334
+        prover.set_server_first(base64.b64decode(challenge).decode())
+        assert scram(wrong, "wrong") == 535
+        # By now this proof is not looked at any more, nor is anybody asked for the keys of a login.
+        assert right.docmd(base64.b64encode(prover.get_client_final().encode()).decode())[0] == 421
+        assert wrong.docmd(begin)[0] == 421
+    assert {one["limit"] for one in gateway.wait_for("limit.exceeded", 2)} == {"auth_failures"}
+    assert len(gateway.events("auth.failed")) == 1
+
+
+def test_guesses_from_one_ipv6_network_count_together(serve):
+    gateway = serve(
+        "auth: optional, auth_without_tls: true, proxy: [127.0.0.1]", "limits: {auth_failures: 1}\n"
+    )
+
+    def guess(address):
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as link:
+            link.sendall(f"PROXY TCP6 {address} 2001:db8::1 4000 25\r\nEHLO x\r\n".encode())
+            link.sendall(f"AUTH PLAIN {plain(password='wrong')}\r\nQUIT\r\n".encode())
+            with link.makefile("rb") as said:
+                return [line[:3] for line in said if line[:1] in b"45"]
+
+    assert guess("2001:db8::7") == [b"535"]
+    assert guess("2001:db8::8:9") == [b"421"]
+    assert guess("2001:db8:0:1::7") == [b"535"]
+
+
 def test_no_password_before_tls(serve):
     gateway = serve("auth: optional")
     with connected(gateway) as client:

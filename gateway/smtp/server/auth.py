@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
+from gateway.decision import Disconnect
 from gateway.smtp import reply as replies
 from gateway.smtp.framing import BadLine
 from gateway.smtp.parameters import Refused
@@ -36,7 +37,8 @@ async def auth(connection: Connection, argument: str) -> Reply:
         exchange = MECHANISMS[name](
             decode(initial.encode("utf-8", "replace")) if initial else None, login.secret
         )
-        decision = await login.check(session, await _carry(connection, exchange))
+        found = await _carry(connection, exchange)
+        decision = found if isinstance(found, Disconnect) else await login.check(session, found)
     except Malformed:
         await login.wrong(session, name, "", "malformed")
         raise Refused(replies.BAD_RESPONSE, "malformed") from None
@@ -58,12 +60,15 @@ def _check(connection: Connection, name: str) -> None:
         raise Refused(replies.UNKNOWN_MECHANISM, "mechanism")
 
 
-async def _carry(connection: Connection, exchange: Exchange) -> Credentials:
-    """Go through an exchange, step by step. Raises Malformed, Denied, Refused, Gone."""
+async def _carry(connection: Connection, exchange: Exchange) -> Credentials | Disconnect:
+    """Go through an exchange, step by step. Raises Malformed, Denied, Refused, Gone.
+
+    Over the limit no step is taken: SCRAM's proof is judged within the exchange, and its answer would tell.
+    """
     login = connection.server.login
     answer: ScramKeys | bytes | None = None
     try:
-        while True:
+        while (over := await login.over(connection.session)) is None:
             step = exchange.send(answer)
             if isinstance(step, Lookup):
                 answer = await login.keys(connection.session, step.login)
@@ -72,6 +77,7 @@ async def _carry(connection: Connection, exchange: Exchange) -> Credentials:
     except StopIteration as end:
         credentials: Credentials = end.value
         return credentials
+    return over
 
 
 async def _ask(connection: Connection, challenge: bytes) -> bytes:
