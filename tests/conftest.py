@@ -33,6 +33,7 @@ PROGRAMS = {
     "opensmtpd": "/opt/opensmtpd-peer/usr/sbin/smtpd",
     "rspamd": "rspamd",
     "postfix": "postfix",
+    "postfix-mta-sts-resolver": "mta-sts-daemon",
     "pyspf-milter": "pyspf-milter",
     "procmail": "procmail",
     "sendmail-bin": "/opt/sendmail-peer/usr/libexec/sendmail/sendmail",

@@ -15,6 +15,14 @@ from peer import eventually, program
 from test_postfix import MASTER, Postfix
 
 DNS, WEB, MAIL = "198.51.100.53", "198.51.100.80", "198.51.100.25"
+#: A TLSA record that fits no certificate, and an MTA-STS policy for the hosts that it is given.
+WRONG = "TLSA 3 1 1 " + "0" * 64
+ENFORCE = """\
+    version: STSv1
+    mode: enforce
+    mx: {}
+    max_age: 86400
+"""
 _UP = """\
 ip link set lo up && ip route add local 198.51.100.0/24 dev lo && mount --bind {0} /etc/resolv.conf
 echo up
@@ -152,13 +160,32 @@ class Internet:
             process.stdout.close()
 
 
-class MailHost(Postfix):
+class Inside(Postfix):
+    """A Postfix in the namespace."""
+
+    address = "127.0.0.1"
+
+    def __init__(self, folder, internet):
+        self._internet = internet
+        super().__init__(folder, 1, 1)
+
+    def start(self):
+        self._run("start")
+        eventually(lambda: self._internet.listens(self.address, self.port))
+
+    def _run(self, command):
+        self._internet.run(program("postfix"), "-c", self.folder / "config", command)
+
+
+class MailHost(Inside):
     """A Postfix at MAIL, port 25, with a certificate of the internet's authority for these names."""
 
+    address = MAIL
+
     def __init__(self, folder, internet, domains, *names, main=""):
-        self._internet = internet
         self.leaf = internet.authority.issue_cert(*names)
-        super().__init__(folder, 1, 1)
+        super().__init__(folder, internet)
+        self.port = 25
         (folder / "key.pem").write_bytes(self.leaf.private_key_pem.bytes())
         chain = [one.bytes() for one in self.leaf.cert_chain_pems] + [internet.authority.cert_pem.bytes()]
         (folder / "certificate.pem").write_bytes(b"".join(chain))
@@ -181,13 +208,6 @@ class MailHost(Postfix):
         (folder / "config" / "master.cf").write_text(
             MASTER.format(port=25).replace("127.0.0.1:25", f"{MAIL}:25")
         )
-
-    def start(self):
-        self._run("start")
-        eventually(lambda: self._internet.listens(MAIL, 25))
-
-    def _run(self, command):
-        self._internet.run(program("postfix"), "-c", self.folder / "config", command)
 
     def certificate(self, number=0):
         """Give one of the certificates that it shows, its own first."""

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from internet import MAIL, WEB, Internet, MailHost, tlsa
+from internet import ENFORCE, MAIL, WEB, WRONG, Internet, MailHost, tlsa
 from peer import Gateway, eventually
 
 pytestmark = [
@@ -16,13 +16,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network"),
 ]
 
-WRONG = "TLSA 3 1 1 " + "0" * 64
-ENFORCE = """\
-    version: STSv1
-    mode: enforce
-    mx: {}
-    max_age: 86400
-"""
 DOMAINS = ("signed.example", "plain.example", "bogus.example")
 NAMES = ("mx.signed.example", "mx-ta.signed.example", "mx.plain.example", "listed.plain.example")
 
