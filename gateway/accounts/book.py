@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.accounts.assign import Assignments, parse_assign
-from gateway.accounts.ownership import refuse_changeable
+from gateway.accounts.ownership import owned, refuse_changeable
 from gateway.accounts.passwd import HIGHEST_ID
 from gateway.errors import AgentError
 
@@ -87,8 +87,14 @@ class Book:
 
 
 def _owned(name: str, home: str, uid: int | None, gid: int | None) -> Listed:
-    """Fill in the owner of a home, where the configuration gives none."""
+    """Fill in the owner of a home, where the configuration gives none. Raises AgentError.
+
+    It counts where only root says which folder that is: else somebody could name a home of another's.
+    """
     if uid is None or gid is None:
-        owner = Path(home).stat()
+        try:
+            owner = owned(home)
+        except AgentError as error:
+            raise AgentError(f"{name}: give its uid and gid, for its home does not say: {error}") from None
         uid, gid = owner.st_uid if uid is None else uid, owner.st_gid if gid is None else gid
     return Listed(name, uid, gid, home)

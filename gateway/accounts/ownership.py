@@ -1,44 +1,87 @@
-"""Whether a path is root's alone: nobody else can change the file, nor have the path lead elsewhere."""
+"""Whether a path is root's alone: nobody else can change the file, nor have the path lead elsewhere.
+
+Each part is looked at before the next: what lies in a folder that others cannot change stays what it was.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.errors import AgentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Links that may be followed on one path, as in the kernel.
 _LINKS = 40
 
 
-def refuse_changeable(path: str | Path) -> Path:
-    """Give where a path leads, past links. Raises AgentError when others than root could change that."""
+class _Part(NamedTuple):
+    """A folder, a link or the end of a path."""
+
+    path: Path
+    status: os.stat_result
+
+
+def refuse_changeable(path: str | Path, account: int = 0) -> Path:
+    """Give where a path leads, past links. Raises AgentError when others than root could change that.
+
+    With an account (a uid), that one may change it, too.
+    """
+    done = Path("/")
+    for part in _parts(str(path)):
+        _refuse(part, account)
+        done = part.path
+    return done
+
+
+def owned(path: str | Path) -> os.stat_result:
+    """Give whose a folder is. Raises AgentError when others than root could put another in its place."""
+    ways = _parts(str(path))
+    folder = next(ways)
+    for part in ways:
+        # Of a sticky folder, too, the owner of what lies in it can put something else in its place.
+        _refuse(folder, sticky=part.status.st_uid == 0)
+        folder = part
+    return folder.status
+
+
+def _parts(path: str) -> Iterator[_Part]:
+    """Give all that a path goes by, from the root on; links are followed, once they were looked at."""
     links = 0
-    done, ahead = Path("/"), _parts(str(path))
-    _refuse(done)
+    done, ahead = Path("/"), _names(path)
+    yield _Part(done, done.lstat())
     while ahead:
-        done = done.parent if ahead[0] == ".." else done / ahead[0]
+        folder, done = done, done.parent if ahead[0] == ".." else done / ahead[0]
         ahead = ahead[1:]
-        if _refuse(done):
+        part = _Part(done, done.lstat())
+        yield part
+        if stat.S_ISLNK(part.status.st_mode):
             links += 1
             if links > _LINKS:
                 raise AgentError(f"{path}: too many links")
             to = os.readlink(done)  # noqa: PTH115 - as it is written, for the walk
-            done, ahead = (Path("/") if to.startswith("/") else done.parent), [*_parts(to), *ahead]
-    return done
+            done, ahead = (Path("/") if to.startswith("/") else folder), [*_names(to), *ahead]
+            yield _Part(done, done.lstat())
 
 
-def _parts(path: str) -> list[str]:
+def _names(path: str) -> list[str]:
     return [one for one in path.split("/") if one not in ("", ".")]
 
 
-def _refuse(path: Path) -> bool:
-    """Refuse what others may change; gives whether it is a link."""
-    status = path.lstat()
-    link, folder = stat.S_ISLNK(status.st_mode), stat.S_ISDIR(status.st_mode)
-    # Of a sticky folder nobody can rename what is root's.
-    writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not link
-    if status.st_uid != 0 or (writable and not (folder and status.st_mode & stat.S_ISVTX)):
-        raise AgentError(f"{path}: it must belong to root, and nobody else may write it")
-    return link
+def _refuse(part: _Part, account: int = 0, *, sticky: bool = True) -> None:
+    """Refuse what others than root and an account may change."""
+    path, status = part
+    folder = stat.S_ISDIR(status.st_mode)
+    # What an account lets its own group write is its own to say, as it was under qmail.
+    others = stat.S_IWOTH | (stat.S_IWGRP if status.st_uid == 0 else 0)
+    writable = status.st_mode & others and not stat.S_ISLNK(status.st_mode)
+    # Of a sticky folder nobody can rename what is root's, or the account's.
+    if status.st_uid not in (0, account) or (
+        writable and not (sticky and folder and status.st_mode & stat.S_ISVTX)
+    ):
+        whose = f"root or uid {account}" if account else "root"
+        raise AgentError(f"{path}: it must belong to {whose}, and nobody else may write it")

@@ -23,7 +23,8 @@ class Home(BaseModel):
 
     #: Where its `.qmail` files and Maildirs are; a relative path starts at the folder that holds `conf.d`.
     home: str
-    #: Who its programs run as and its files belong to; default: the owner of the home.
+    #: Who its programs run as and its files belong to; default: the owner of the home, under root only where
+    #: root alone can change which folder that is.
     uid: int | None = Field(default=None, ge=0, le=HIGHEST_ID)
     #: The same for the group; default: the group of the home.
     gid: int | None = Field(default=None, ge=0, le=HIGHEST_ID)

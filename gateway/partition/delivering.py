@@ -1,9 +1,9 @@
 """The child that has become an account: `python -I -m gateway.partition.delivering DESCRIPTOR PLAN`.
 
 The agent has started it, and hands on to it what workers ask for this account. Who the account is, and where
-its home, the agent says. The plugin that delivers is loaded from files that only root can change, with the
-settings that the agent knows; nothing of the worker's says what runs. It ends when the agent hangs up and
-nothing is under way.
+its home, the agent says; the home counts where only root and the account can put another in its place. The
+plugin that delivers is loaded from files that only root can change, with the settings that the agent knows;
+nothing of the worker's says what runs. It ends when the agent hangs up and nothing is under way.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class Child:
         if not given:
             raise AgentError("there is no request")
         errand = read_request(_content(given[0]), self._account)
+        refuse_changeable(self._account.home, self._account.uid)
         _account.set(errand.account)
         call = self._load(errand.plugin).get(errand.stage)
         if call is None:

@@ -1,28 +1,17 @@
 """A worker that was taken over speaks to the agent: it gains nothing, and the agent lives."""
 
-import base64
 import json
 import os
 import socket
 from pathlib import Path
 
 import pytest
+from errands import deliver, exists
 
 
 def lives(door):
     """Whether the agent still does what it is for."""
     return door.account(door.ann, request=exists(door.ann)) == {"value": True}
-
-
-def exists(name, **changes):
-    asked = {"stage": "exists", "plugin": "dot_qmail", "dash": "", "ext": ""}
-    return {**asked, "address": f"{name}@example.org", "original": f"{name}@example.org", **changes}
-
-
-def deliver(name, **changes):
-    more = {"number": 0, "id": "id-1", "sender": "", "birth": 1.0, "origin": "smtp", "attempt": 1}
-    more |= {"stage": "deliver", "header": base64.b64encode(b"Subject: x\n").decode(), "body": ""}
-    return {**exists(name), **more, **changes}
 
 
 JUNK = [
