@@ -289,15 +289,19 @@ async def test_a_command_may_not_trickle_in(serve, reception):
     assert reception.ends == ["timeout"]
 
 
-@pytest.mark.parametrize("verb", [b"DATA\r\n", b"BDAT 100000\r\n"])
-async def test_content_may_not_trickle_in(serve, reception, monkeypatch, verb):
+@pytest.mark.parametrize(
+    ("verb", "drop"),
+    [(b"DATA\r\n", b"x"), (b"BDAT 100000\r\n", b"x"), (b"BDAT 1\r\nx", b"BDAT 1\r\nx")],
+    ids=["data", "bdat", "chunks"],
+)
+async def test_content_may_not_trickle_in(serve, reception, monkeypatch, verb, drop):
     monkeypatch.setattr("gateway.smtp.server.content.PATIENCE", 0.2)
     _, reader, writer = await serve()
     writer.write(ENVELOPE.replace(b"DATA\r\n", verb))
 
     async def trickle():
         while True:
-            writer.write(b"x")
+            writer.write(drop)
             await asyncio.sleep(0.02)
 
     task = asyncio.create_task(trickle())

@@ -36,6 +36,7 @@ class Incoming:
 
     def __init__(self, connection: Connection, text: Text) -> None:
         self.text = text
+        self.pace = Pace(connection)
         self._connection = connection
         self.spool: Spool = connection.reception.spool(connection.begun())
         # RFC 1870 counts what is on the wire; the spool has the limit, too, and counts what it stores.
@@ -68,25 +69,22 @@ class Incoming:
 
 
 class Pace:
-    """Reads content, and sends away who gives it too slowly; the time that we take does not count."""
+    """How fast the content of one message comes, with the waits between its chunks, without our own time."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._waited = 0.0
+        self._began = connection.waited
         self._octets = 0
 
-    async def read(self) -> bytes:
-        """Give the next bytes. Raises Gone."""
+    def count(self, octets: int) -> None:
+        """Count what has come, and send away who gives it too slowly. Raises Gone."""
         connection = self._connection
-        began = connection.loop.time()
-        block = await connection.read()
-        self._waited += connection.loop.time() - began
-        self._octets += len(block)
-        if self._waited > PATIENCE and self._octets < self._waited * connection.limits.data_rate:
+        self._octets += octets
+        waited = connection.waited - self._began
+        if waited > PATIENCE and self._octets < waited * connection.limits.data_rate:
             connection.reception.refused(connection.session, "limit", replies.TOO_SLOW, "data_rate")
             connection.dismiss(replies.TOO_SLOW, "limit")
             raise Gone
-        return block
 
 
 async def data(connection: Connection, _: str) -> Reply:
@@ -172,14 +170,15 @@ def _normalises(connection: Connection) -> bool:
 
 async def _until_the_dot(connection: Connection, incoming: Incoming, content: Content) -> None:
     """Read to the end of the content, in bounded memory whatever comes."""
-    block, pace = connection.lines.rest(), Pace(connection)
+    block = connection.lines.rest()
     connection.in_message = True
     try:
         while True:
             incoming.store(content.feed(block))
             if content.ended:
                 break
-            block = await pace.read()
+            block = await connection.read()
+            incoming.pace.count(len(block))
     finally:
         connection.in_message = False
     connection.lines.feed(content.rest)
@@ -187,14 +186,15 @@ async def _until_the_dot(connection: Connection, incoming: Incoming, content: Co
 
 async def _pour(connection: Connection, incoming: Incoming | None, size: int) -> None:
     """Read so many octets, not one more or less; without `incoming` they are dropped."""
-    pace = Pace(connection)
+    pace = incoming.pace if incoming else Pace(connection)
     connection.in_message = True
     try:
         while size:
             block = connection.lines.some(size)
             if not block:
-                connection.lines.feed(await pace.read())
+                connection.lines.feed(await connection.read())
                 continue
+            pace.count(len(block))
             size -= len(block)
             if incoming:
                 incoming.store(incoming.text.feed(block))

@@ -69,6 +69,8 @@ class Frame(SMTP):
         self._farewell: Reply | None = None
         self._replies = bytearray()
         self._waiting = False
+        #: Seconds that went by in waiting for the client.
+        self.waited = 0.0
         #: The connection is gone, not only the session over.
         self._lost = False
 
@@ -182,6 +184,7 @@ class Frame(SMTP):
             raise
         finally:
             self._waiting = False
+            self.waited += self.loop.time() - now
         if not data:
             raise Gone
         return data
