@@ -41,12 +41,53 @@ def configuration_folder(conf: Path | None) -> Path:
 
 
 def load(conf: Path | None) -> Configuration:
-    """Read the configuration that is meant; the demo's paths start where we are. Raises ConfigError."""
-    from gateway.commands.run import demo_folder
+    """Read the configuration that is meant. Raises ConfigError."""
     from gateway.worker import Configuration
 
     folder = configuration_folder(conf)
-    return Configuration.load(folder, Path.cwd() if folder.resolve() == demo_folder().resolve() else None)
+    return Configuration.load(folder, _base(folder))
+
+
+def find_state(conf: Path | None) -> tuple[Path, ConfigError | None]:
+    """Find the state folder of the gateway that is meant, and what keeps its folder from loading, if it does.
+
+    A gateway that runs goes on while its files are broken, and must be asked all the same. Raises ConfigError
+    where they do not say which state it has.
+    """
+    folder = configuration_folder(conf)
+    try:
+        return load(conf).settings.gateway.state, None
+    except ConfigError as error:
+        state = _state_in(folder)
+        if state is None:
+            raise
+        return state, error
+
+
+def _base(folder: Path) -> Path | None:
+    """Say where relative paths start: the demo's, where we are."""
+    from gateway.commands.run import demo_folder
+
+    return Path.cwd() if folder.resolve() == demo_folder().resolve() else None
+
+
+def _state_in(folder: Path) -> Path | None:
+    """Give `gateway.state` as the files say that can be read; None when one that cannot might say it."""
+    from gateway.settings import Tree
+    from gateway.settings.core import Gateway
+
+    files = sorted(folder.glob("[!.]*.yaml"))
+    found, all_said = "", bool(files)
+    for path in files:
+        try:
+            tree = Tree.parse({path.name: path.read_text("utf-8-sig")})
+        except (ConfigError, OSError, UnicodeDecodeError):
+            all_said = False
+        else:
+            found = tree.text("gateway", "state") or found
+    if not found and all_said:
+        found = str(Gateway.model_fields["state"].default)
+    return (_base(folder) or folder.absolute().parent) / found if found else None
 
 
 def program() -> str:

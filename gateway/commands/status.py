@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway import console
-from gateway.commands.common import age, conf_option, json_option, load, print_json, print_table
+from gateway.commands.common import age, conf_option, find_state, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +25,16 @@ Examples:
 @conf_option
 @json_option
 def status(conf: Path | None, as_json: bool) -> None:
-    """Show the health of the running gateway; exit 1 when it is ill or does not run."""
-    (found,) = console.call(load(conf).settings.gateway.state, "status")
+    """Show the health of the running gateway; exit 1 when it is ill or does not run.
+
+    A folder that does not load any more is shown, and no illness: the gateway goes on with what it has read.
+    `mailward check` exits 1 for it.
+    """
+    state, broken = find_state(conf)
+    if broken and not console.running(state):
+        raise broken
+    (found,) = console.call(state, "status")
+    found["problems"] = [str(one) for one in broken.problems] if broken else []
     if as_json:
         print_json([found])
     else:
@@ -39,6 +47,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     now = time.time()
     yield "gateway", f"{found['hostname']}, version {found['version']}, pid {found['pid']}"
     yield "up", f"{age(found['seconds'])}, configuration {found['generation']} from {found['configuration']}"
+    for problem in found["problems"]:
+        yield "the folder does not load", problem
     for listener in found["listeners"]:
         yield "listener", listener
     for worker in found["workers"]:

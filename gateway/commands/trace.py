@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway.commands.common import conf_option, json_option, load, print_json
+from gateway.commands.common import conf_option, find_state, json_option, print_json
 from gateway.errors import JournalError
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def trace(wanted: str, conf: Path | None, as_json: bool) -> None:
     """
     from gateway.journal import render, tell
 
-    folder = load(conf).settings.gateway.state / "journal"
+    state, _ = find_state(conf)
+    folder = state / "journal"
     stories = tell(folder, wanted)
     if not stories:
         raise JournalError(f"{folder} knows no message {wanted}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.commands.common import load
+from gateway.commands.common import find_state, load
 from gateway.settings.units import parse_duration
 
 if TYPE_CHECKING:
@@ -83,12 +83,13 @@ def ask(conf: Path | None, name: str, **arguments: Any) -> Iterator[dict[str, An
     """Ask the running gateway, or the queue itself when none runs. Many ids make several calls."""
     from gateway import console
 
-    configuration = load(conf)
-    state = configuration.settings.gateway.state
+    state, _ = find_state(conf)
+    # Once: who opens the queue himself is root no more, and may not read the folder again.
+    configuration = None if console.running(state) else load(conf)
     ids = arguments.pop("ids", [])
     for some in [ids[at : at + _IDS] for at in range(0, len(ids), _IDS)] or [[]]:
         told = {**arguments, "ids": some} if ids else arguments
-        if console.running(state):
+        if configuration is None:
             yield from console.call(state, name, **told)
         else:
             from gateway.commands.ownership import ask as ask_queue

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway import console
-from gateway.commands.common import age, conf_option, json_option, load, print_json, print_table
+from gateway.commands.common import age, conf_option, find_state, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def backoff(address: str, reset: bool, conf: Path | None, as_json: bool) -> None
     Two connections in vain, two minutes apart, let an address rest for over an hour; other addresses of the
     destination are still tried. ADDRESS is the begin of what the list shows.
     """
-    state = load(conf).settings.gateway.state
+    state, _ = find_state(conf)
     name = "unmark" if reset else "marks"
     rows = [_row(one) for one in console.call(state, name, prefix=_REASON + address)]
     if as_json:
