@@ -28,6 +28,8 @@ MAIL_PARAMETERS = {
     "RET": re.compile(r"FULL|HDRS", re.IGNORECASE),
     "ENVID": re.compile(rf"(?=.{{1,100}}\Z){_XTEXT}+"),
     "REQUIRETLS": re.compile(r""),
+    # Who submitted the message, or `<>` (RFC 4954 section 5): to be taken, and to be trusted from nobody.
+    "AUTH": re.compile(rf"(?=.{{1,500}}\Z){_XTEXT}+"),
 }
 #: No part of an address (RFC 5321 section 4.1.2).
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

@@ -302,6 +302,15 @@ def test_what_is_no_exchange_is_refused(said, code, serve, trust):
         assert client.docmd("NOOP")[0] == 250
 
 
+@pytest.mark.parametrize(
+    ("value", "code"), [("<>", 250), ("ann+2Bx@example.org", 250), ("", 501), ("a+2", 501), ("a" * 501, 501)]
+)
+def test_who_relays_may_say_who_submitted_the_message(value, code, serve, trust):
+    """RFC 4954 section 5."""
+    with connected(serve("auth: optional"), trust) as client:
+        assert client.docmd(f"{MAIL} AUTH={value}")[0] == code
+
+
 def test_submission_demands_both(serve, trust):
     gateway = serve(protocol="submission")
     with connected(gateway) as client:

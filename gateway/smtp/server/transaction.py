@@ -22,6 +22,8 @@ async def mail(connection: Connection, argument: str) -> Reply:
     if "REQUIRETLS" in params and not connection.session.tls:
         # It is offered under TLS only (RFC 8689 section 2).
         raise Refused(replies.UNKNOWN_PARAMETER, "parameter")
+    if strict and "AUTH" in params and connection.server.listener.auth == "none":
+        raise Refused(replies.UNKNOWN_PARAMETER, "parameter")
     if int(params.get("SIZE", 0)) > connection.message_size() > 0:
         raise Refused(replies.TOO_BIG, "message_size")
     connection.reset()
