@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from gateway import events, journal, milter, smtp
+from gateway import events, journal
 from gateway.backups import Backups
 from gateway.configuration import Configuration as Configuration  # noqa: PLC0414 - beside Worker it is looked for
 from gateway.configuration import make_state
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from gateway.loader import Generation
     from gateway.queue import Queue
     from gateway.queue.slots import Slots
-    from gateway.server import Listening
 
 #: Seconds between two looks at whether a retired chain has sessions.
 _LOOK = 1.0
@@ -89,7 +88,6 @@ class Worker:
         self.services = replace(given, counters=self._counters)
         self._serving = Serving(self.services, lambda: self.settings)
         self._stack = AsyncExitStack()
-        self._servers: dict[Endpoint, tuple[smtp.Server | milter.Server, list[Listening]]] = {}
         #: Generations that sessions or deliveries still use, and what ends each when they are over.
         self._retired: dict[int, tuple[Generation, asyncio.Task[None]]] = {}
         self._prepared: tuple[Configuration, Generation] | None = None
@@ -119,25 +117,13 @@ class Worker:
 
     async def stop(self, reason: str = "stopped") -> None:
         """End gently: no new mail, commands and deliveries under way finish, within GRACE."""
-        for server, listening in self._servers.values():
-            for one in listening:
-                one.close()
-            server.closing = True
-        await asyncio.gather(self._dismiss(), self._stop_dispatchers())
+        self._serving.close()
+        await asyncio.gather(self._serving.dismiss(GRACE), self._stop_dispatchers())
         await self.reception.drain()
         if self._member is None:
             seconds = round(time.time() - self.started, 3)
             self.journal.emit(events.GatewayStopped(reason=reason, seconds=seconds))
         await self._stack.aclose()
-
-    async def _dismiss(self) -> None:
-        """Let commands under way come to their reply; who takes longer than GRACE is cut off, unanswered."""
-        try:
-            async with asyncio.timeout(GRACE):
-                await asyncio.gather(*(server.close_gently() for server, _ in self._servers.values()))
-        except TimeoutError:
-            for server, _ in self._servers.values():
-                server.abort()
 
     async def reload(self, actor: str = "") -> None:
         """Use a new reading of conf.d, all of it or none. Raises GatewayError; then the old one runs on."""
@@ -187,14 +173,15 @@ class Worker:
         self._retire(self.generation)
         self.configuration, self.generation = self._prepared
         self._prepared = None
-        await self._switch_listeners(opened)
+        await self._serving.switch(opened)
         for dispatcher in self.dispatchers:
             dispatcher.wake()
         self._tell_loaded(actor)
 
     async def _open_added(self, new: Configuration) -> dict[Endpoint, list[socket.socket]]:
         try:
-            return open_sockets([one for one in new.settings.listeners if one.address not in self._servers])
+            known = self._serving.addresses
+            return open_sockets([one for one in new.settings.listeners if one.address not in known])
         except GatewayError:
             await self.abandon()
             raise
@@ -314,7 +301,6 @@ class Worker:
             lambda: self.dispatchers[0].wake(),  # noqa: PLW0108 - they are made after the reception
         )
         self._serving.begin(self.reception)
-        self._serving.switch()
         watch = asyncio.get_running_loop().create_task(self._serving.watch(self.journal.emit))
         self._stack.callback(watch.cancel)
 
@@ -370,30 +356,11 @@ class Worker:
 
     async def serve(self, endpoint: Endpoint, sockets: list[socket.socket]) -> None:
         """Take what comes in by these sockets of a listener."""
-        listener = next(one for one in self.settings.listeners if one.address == endpoint)
-        server, opened = self._servers.get(endpoint) or (self._serving.server(listener), [])
-        for one in sockets:
-            opened.append(await server.listen(one))
-        self._servers[endpoint] = server, opened
+        await self._serving.serve(endpoint, sockets)
 
     def end_sessions(self, user: str) -> int:
         """End the sessions of a login; gives how many there were."""
-        servers = [server for server, _ in self._servers.values()]
-        return sum(one.end_sessions(user) for one in servers if isinstance(one, smtp.Server))
-
-    async def _switch_listeners(self, opened: dict[Endpoint, list[socket.socket]]) -> None:
-        certificates = self._serving.switch()
-        wanted = {listener.address for listener in self.settings.listeners}
-        for endpoint in self._servers.keys() - wanted:
-            _, listening = self._servers.pop(endpoint)
-            for one in listening:
-                one.close()
-        for server, _ in self._servers.values():
-            server.limits = self.settings.limits
-            if isinstance(server, smtp.Server):
-                server.greeting, server.certificates = self.settings.gateway.greeting, certificates
-        for endpoint, sockets in opened.items():
-            await self.serve(endpoint, sockets)
+        return self._serving.end_sessions(user)
 
     def _retire(self, old: Generation) -> None:
         """End a generation when its last session and delivery are over."""

@@ -388,9 +388,8 @@ async def test_a_stop_lets_the_message_under_way_come_to_its_answer(site):
     for mta in (idle, busy):
         await mta.begin()
     await busy.envelope()
-    stopping = asyncio.create_task(gateway.worker._dismiss())
-    for server, _ in gateway.worker._servers.values():
-        server.closing = True
+    gateway.worker._serving.close()
+    stopping = asyncio.create_task(gateway.worker._serving.dismiss(10))
     assert await idle.answer() is None
     assert await busy.content() == p.Accept()
     assert await busy.answer() is None

@@ -22,7 +22,7 @@ from gateway.testing.fakes import FakeDns
 
 PATIENCE = 20
 #: Seconds until an agent that says nothing is given up here.
-SILENCE = 0.4
+SILENCE = 0.2
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ class Agent:
             await self.serving.prepare(settings, {})
         finally:
             answering.cancel()
-        self.serving.switch()
+        await self.serving.switch({})
 
 
 async def turns(until):

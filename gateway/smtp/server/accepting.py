@@ -29,27 +29,34 @@ class Acceptor:
         self._server = server
         self._sock = sock
         self._loop = server.loop
-        self._beginning: set[asyncio.Task[None]] = set()
-        self._accepting = self._loop.create_task(self._accept())
+        self._waiting: asyncio.TimerHandle | None = None
+        self._listen()
 
     def close(self) -> None:
-        """Take no more connections; those that have not become sessions yet are dropped."""
-        self._accepting.cancel()
-        for task in self._beginning:
-            task.cancel()
+        """Take no more connections; those that were taken go on."""
+        if self._waiting:
+            self._waiting.cancel()
+        # Before the socket is closed: another that shares it would keep its events coming.
+        self._loop.remove_reader(self._sock)
         self._sock.close()
 
-    async def _accept(self) -> None:
-        while True:
-            try:
-                link, address = await self._loop.sock_accept(self._sock)
-            except OSError:
-                await asyncio.sleep(_PAUSE)
-                continue
-            ip = address[0] if isinstance(address, tuple) else ""
-            task = self._loop.create_task(self._begin(link, ip.removeprefix("::ffff:")))
-            self._beginning.add(task)
-            task.add_done_callback(self._beginning.discard)
+    def _listen(self) -> None:
+        self._loop.add_reader(self._sock, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            link, address = self._sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # another worker has it, or the client has left
+            return
+        except OSError:
+            self._loop.remove_reader(self._sock)
+            self._waiting = self._loop.call_later(_PAUSE, self._listen)
+            return
+        link.setblocking(False)
+        ip = address[0] if isinstance(address, tuple) else ""
+        task = self._loop.create_task(self._begin(link, ip.removeprefix("::ffff:")))
+        self._server.beginning.add(task)
+        task.add_done_callback(self._server.beginning.discard)
 
     async def _begin(self, link: socket.socket, ip: str) -> None:
         """Make a session of a connection; who never comes to it may not do so too often at one time."""

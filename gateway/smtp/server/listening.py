@@ -43,6 +43,8 @@ class Server(AnyServer["Frame"]):
         #: Our name, and what a site wants said behind it.
         self.greeting = greeting
         self.listener = listener
+        #: Connections that are not sessions yet: a proxy's header or TLS comes first.
+        self.beginning: set[asyncio.Task[None]] = set()
         self.commands = LMTP_COMMANDS if listener.protocol == "lmtp" else COMMANDS
 
     def __call__(self, introduced: tuple[Client, str] | None = None) -> Connection:
@@ -54,6 +56,12 @@ class Server(AnyServer["Frame"]):
         if self.listener.proxy or self.listener.tls == "implicit":
             return Acceptor(self, sock)
         return await super().listen(sock)
+
+    async def close_gently(self) -> None:
+        """Drop who has not come to a session yet, and let the others end."""
+        for task in self.beginning:
+            task.cancel()
+        await super().close_gently()
 
     def end_sessions(self, user: str) -> int:
         """End the sessions of a login; gives how many there were."""
