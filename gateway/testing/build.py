@@ -66,7 +66,8 @@ class Bench:
     def build(self, yaml: str = "", before: Generation | None = None) -> Generation:
         """Build a generation of the bundled plugins, those in the folder, and this configuration."""
         tree = Tree.parse({"conf.d/site.yaml": yaml}, base=self.base)
-        site = Site("mail.example.org", "postmaster@example.org", self.base / "state", self.base, 604800.0)
+        postmaster = tree.text("gateway", "postmaster") or "postmaster@mail.example.org"
+        site = Site("mail.example.org", postmaster, self.base / "state", self.base, 604800.0)
         return self.loader.build(tree, site, [self.folder], Settings.names(), before)
 
     def chain(self, yaml: str = "", **plugins: str) -> Chain:

@@ -4,8 +4,8 @@ Options, in the order in which they are asked: `assign` (qmail's users/assign, o
 `virtual` (accounts that are no system users), `system` and `break` (users of this machine), `alias` (who gets
 what nobody else has). The first that knows a local part has it.
 
-Without `alias` there is one all the same, in the state folder, with a Maildir for the postmaster and nothing
-else: qmail's installation asks for the same, since somebody must be told when mail goes wrong.
+Without `alias` there is one all the same, in the state folder, with a Maildir for the postmaster (unless
+`gateway.postmaster` names somebody else) and nothing else: qmail's installation asks for the same, since somebody must be told when mail goes wrong.
 
 A virtual account `abc` has the local parts `abc`, and `abc-...`, which `virtual_domains` makes. With a
 `break` of its own, such as `+`, that character counts like `-` in what senders write: `abc-joe+tag` has
@@ -43,7 +43,7 @@ class Accounts(Plugin[Settings]):
     def startup(self) -> None:
         """Make the home of the default alias."""
         if self.settings.alias is None:
-            make_alias(self.site.state / "alias")
+            make_alias(self.site.state / "alias", self.site.hostname, self.site.postmaster)
 
     @hookimpl
     async def account(self, local_part: str) -> Account | None:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_MAILBOX = "./Maildir/\n"
+
+
 def as_alias(local: str, separator: str) -> tuple[str, str]:
     """Give (dash, extension) that alias has of a local part.
 
@@ -22,11 +25,20 @@ def as_alias(local: str, separator: str) -> tuple[str, str]:
     return ("-", rest[1:]) if rest else ("", "")
 
 
-def make_alias(home: Path) -> None:
-    """Make a home whose only mailbox is the postmaster's; what is there stays."""
+def make_alias(home: Path, hostname: str, postmaster: str) -> None:
+    """Make a home, with a mailbox unless the postmaster is elsewhere; what people wrote there stays."""
     for part in ("tmp", "new", "cur"):
         (home / "Maildir" / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in ("postmaster", "mailer-daemon"):
-        control = home / f".qmail-{name}"
-        if not control.exists():
-            control.write_text("./Maildir/\n")
+    ours = f"postmaster@{hostname}"
+    mailbox, daemon = home / ".qmail-postmaster", home / ".qmail-mailer-daemon"
+    if lower(postmaster) == lower(ours):
+        _write_new(mailbox, _MAILBOX)
+    elif mailbox.exists() and mailbox.read_text("utf-8") == _MAILBOX:
+        # Made while there was no other postmaster.
+        mailbox.unlink()
+    _write_new(daemon, f"&{ours}\n")
+
+
+def _write_new(path: Path, text: str) -> None:
+    if not path.exists():
+        path.write_text(text)

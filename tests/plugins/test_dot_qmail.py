@@ -352,7 +352,7 @@ async def test_exists_says_what_deliver_would(site):
 async def test_postmaster_goes_to_the_gateways_postmaster_unless_a_file_takes_it(site):
     assert (await site.exists("postmaster@example.net")).value is True
     outcome = await site.deliver("Postmaster@example.net")
-    assert outcome.births[0].recipients == ("postmaster@example.org",)
+    assert outcome.births[0].recipients == ("postmaster@mail.example.org",)
     site.home("xyz", _postmaster="./Maildir/\n")
     site.maildir("xyz")
     assert (await site.deliver("postmaster@example.net")).births == ()

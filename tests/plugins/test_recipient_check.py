@@ -55,7 +55,21 @@ async def test_postmaster_of_any_domain_is_known(ask):
 
 async def test_the_gateways_own_postmaster_has_a_mailbox_out_of_the_box(ask, tmp_path):
     assert await ask("postmaster@mail.example.org") is None
+    assert await ask("mailer-daemon@mail.example.org") is None
     assert (tmp_path / "state/alias/.qmail-postmaster").read_text() == "./Maildir/\n"
+
+
+async def test_mail_for_the_postmaster_goes_to_whom_the_configuration_names(tmp_path):
+    """Also where the gateway ran before it was told; a file of somebody's own stays."""
+    bench, mailbox = Bench(tmp_path), tmp_path / "state/alias/.qmail-postmaster"
+    await bench.chain("").life("accounts", Stages.startup)
+    assert mailbox.exists()
+    elsewhere = "gateway: {postmaster: admin@elsewhere.example}\n"
+    await bench.chain(elsewhere).life("accounts", Stages.startup)
+    assert not mailbox.exists()
+    mailbox.write_text("./other/\n")
+    await bench.chain(elsewhere).life("accounts", Stages.startup)
+    assert mailbox.read_text() == "./other/\n"
 
 
 async def test_a_doubt_is_a_defer(ask, home):
