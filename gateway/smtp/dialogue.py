@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 Security = Literal["none", "may", "required", "implicit"]
 
 _UNSENDABLE = re.compile(r"[\r\n\0]")
-#: The value of a parameter that may be passed on (RFC 5321 section 4.1.2, esmtp-value).
-_VALUE = re.compile(r"[!-<>-~][!-~]{0,498}")
+#: The value of a parameter that may be passed on (RFC 5321 section 4.1.2, esmtp-value; RFC 6533 section 3).
+_VALUE = re.compile(r"[!-<>-~][!-~]{0,499}|(?i:utf-8);[^\x00-\x20\x7f-\x9f\ud800-\udfff]{1,494}")
 
 
 @dataclass(slots=True)
@@ -200,7 +200,7 @@ class Dialogue:
             line += b" SIZE=%d" % envelope.size
         if envelope.eight_bit and "8BITMIME" in self.extensions:
             line += b" BODY=8BITMIME"
-        if "SMTPUTF8" in self.extensions and self._is_international(envelope):
+        if self._says_utf8(envelope):
             line += b" SMTPUTF8"
         if envelope.require_tls:
             line += b" REQUIRETLS"
@@ -208,9 +208,12 @@ class Dialogue:
 
     def _rcpt(self, envelope: Envelope, index: int) -> bytes:
         line = b"RCPT TO:<" + self._wire(envelope.recipients[index]) + b">"
-        return (
-            line + self._dsn(envelope.rcpt_params[index], "NOTIFY", "ORCPT") if envelope.rcpt_params else line
-        )
+        if not envelope.rcpt_params:
+            return line
+        params = dict(envelope.rcpt_params[index])
+        if not self._says_utf8(envelope):
+            params["ORCPT"] = _without_utf8(params.get("ORCPT", ""))
+        return line + self._dsn(params, "NOTIFY", "ORCPT")
 
     def _dsn(self, params: Mapping[str, str], *names: str) -> bytes:
         """Pass on what the sender wants to be told, as it was given (RFC 3461 section 5.2)."""
@@ -219,9 +222,11 @@ class Dialogue:
         given = ((name, params.get(name, "")) for name in names)
         return b"".join(f" {name}={value}".encode() for name, value in given if _VALUE.fullmatch(value))
 
-    def _is_international(self, envelope: Envelope) -> bool:
+    def _says_utf8(self, envelope: Envelope) -> bool:
+        """Whether MAIL has SMTPUTF8: it is offered, and needed."""
         addresses = (envelope.sender, *envelope.recipients)
-        return envelope.international or not all(address.is_ascii for address in addresses)
+        needed = envelope.international or not all(address.is_ascii for address in addresses)
+        return needed and "SMTPUTF8" in self.extensions
 
     def _wire(self, address: Address) -> bytes:
         """Write an address as this host takes it."""
@@ -267,6 +272,13 @@ def _verdict(reply: RemoteReply, what: str, *, success: Literal[0, 2, 3]) -> Ver
     if reply.code >= 400:  # noqa: PLR2004
         return Verdict("deferred", reply.status, f"the host refused {what} for now", str(reply))
     return Verdict("deferred", "4.5.0", f"the host gave an answer out of place to {what}", str(reply))
+
+
+def _without_utf8(original: str) -> str:
+    """Write an ORCPT in ASCII (RFC 6533 section 3, utf-8-addr-xtext)."""
+    if not original.lower().startswith("utf-8;"):
+        return original
+    return re.sub(r"[^\x00-\x7f]", lambda hit: f"\\x{{{ord(hit[0]):X}}}", original)
 
 
 def _can_go(address: Address, *, utf8: bool) -> bool:

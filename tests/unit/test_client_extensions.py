@@ -249,6 +249,27 @@ async def test_what_the_sender_wants_to_be_told_is_passed_on():
 
 
 @pytest.mark.parametrize(
+    ("offered", "international", "given", "passed"),
+    [
+        ("SMTPUTF8", True, "utf-8;jürgen@x.example", "utf-8;jürgen@x.example"),
+        ("SMTPUTF8", False, "utf-8;jürgen@x.example", r"utf-8;j\x{FC}rgen@x.example"),
+        ("SIZE", False, "UTF-8;jürgen@x.example", r"UTF-8;j\x{FC}rgen@x.example"),
+        ("SIZE", False, r"utf-8;j\x{FC}rgen@x.example", r"utf-8;j\x{FC}rgen@x.example"),
+        ("SIZE", False, "rfc822;" + "a" * 493, "rfc822;" + "a" * 493),
+    ],
+)
+async def test_the_original_recipient_is_passed_on_in_a_form_that_the_host_takes(
+    offered, international, given, passed
+):
+    wants = envelope(international=international, rcpt_params=[{"ORCPT": given}])
+    async with ScriptedHost({"EHLO": f"250-x\r\n250-DSN\r\n250 {offered}"}) as host:
+        connection = await connect(host, None)
+        await connection.send(wants, MESSAGE)
+        connection.quit()
+    assert host.commands[2] == f"RCPT TO:<u@x.example> ORCPT={passed}"
+
+
+@pytest.mark.parametrize(
     ("offered", "terms", "status"),
     [("REQUIRETLS", MUST, ""), ("SIZE", MUST, "5.7.30"), ("REQUIRETLS", None, "5.7.30")],
 )
