@@ -211,8 +211,9 @@ class Dialogue:
         if not envelope.rcpt_params:
             return line
         params = dict(envelope.rcpt_params[index])
-        if not self._says_utf8(envelope):
-            params["ORCPT"] = _without_utf8(params.get("ORCPT", ""))
+        original = params.get("ORCPT", "")
+        if not original.isascii() and not self._says_utf8(envelope):
+            params["ORCPT"] = _without_utf8(original)
         return line + self._dsn(params, "NOTIFY", "ORCPT")
 
     def _dsn(self, params: Mapping[str, str], *names: str) -> bytes:
@@ -275,10 +276,9 @@ def _verdict(reply: RemoteReply, what: str, *, success: Literal[0, 2, 3]) -> Ver
 
 
 def _without_utf8(original: str) -> str:
-    """Write an ORCPT in ASCII (RFC 6533 section 3, utf-8-addr-xtext)."""
-    if not original.lower().startswith("utf-8;"):
-        return original
-    return re.sub(r"[^\x00-\x7f]", lambda hit: f"\\x{{{ord(hit[0]):X}}}", original)
+    """Write an ORCPT in ASCII (RFC 6533 section 3, utf-8-addr-xtext); "" for what is none of type utf-8."""
+    coded = re.sub(r"[^\x00-\x7f]", lambda hit: f"\\x{{{ord(hit[0]):X}}}", original)
+    return coded if original.lower().startswith("utf-8;") else ""
 
 
 def _can_go(address: Address, *, utf8: bool) -> bool:
