@@ -66,8 +66,18 @@ def close_sockets(opened: Sockets, *, paths: bool = True) -> None:
     for endpoint, sockets in opened.items():
         for one in sockets:
             one.close()
-        if endpoint.path and paths:
-            Path(endpoint.path).unlink(missing_ok=True)
+        if paths:
+            remove_path(endpoint)
+
+
+def remove_path(endpoint: Endpoint) -> None:
+    """Remove the path of a socket that we have bound; where we may not it stays, and the next bind takes it."""
+    given = _activated(endpoint)
+    for one in given:
+        one.close()
+    if endpoint.path and not given:
+        with contextlib.suppress(OSError):
+            Path(endpoint.path).unlink()
 
 
 def _bind(listener: Wanted, workers: int) -> list[list[socket.socket]]:
@@ -159,12 +169,18 @@ def _tcp(family: int, address: tuple[Any, ...], *, together: bool = True) -> soc
 
 
 def _unix(path: str) -> socket.socket:
+    """Listen at a path, for all who can reach it: whose folder it is in decides who that is."""
     one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.ExitStack() as undo:
         undo.callback(one.close)
         _remove_stale(path)
         one.setblocking(False)
-        one.bind(path)
+        # A chmod behind the bind could meet a link that another has put there meanwhile.
+        before = os.umask(0o111)
+        try:
+            one.bind(path)
+        finally:
+            os.umask(before)
         one.listen(_BACKLOG)
         undo.pop_all()
     return one

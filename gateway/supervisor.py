@@ -62,7 +62,7 @@ def run(
         uvloop.run(_serve(configuration, shares, ready, beside, agency))
     finally:
         for share in shares:
-            close_sockets(share)
+            close_sockets(share, paths=agency is None)
 
 
 def _allow_all_files() -> None:

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 from gateway import signals
@@ -102,6 +103,8 @@ def serve_as(account: pwd.struct_passwd, serve: Callable[[], None]) -> None:
         code = 0
     except GatewayError as error:
         sys.stderr.write(f"{error}\n")
+    except BaseException:  # noqa: BLE001 - nobody else is there to show it
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -97,7 +97,7 @@ class Pool:
         """Let all workers end gently; one that does not is killed."""
         self._stopping = True
         for seat in self.seats:
-            close_sockets(seat.sockets)
+            self._close(seat.sockets)
         await asyncio.gather(*(self._stop(seat, reason) for seat in self.seats))
         for task in self._tasks:
             task.cancel()
@@ -114,7 +114,7 @@ class Pool:
             except GatewayError:
                 await self._all("abandon", quiet=True)
                 for share in opened:
-                    close_sockets(share)
+                    self._close(share)
                 raise
             self.configuration, self.generation = new, self.generation + 1
             return await self._switch(opened)
@@ -135,8 +135,12 @@ class Pool:
             else:
                 seat.plugins, changes = said["plugins"], said["changes"]
         for seat, gone in zip(self.seats, dropped, strict=True):
-            close_sockets({one: seat.sockets.pop(one) for one in gone})
+            self._close({one: seat.sockets.pop(one) for one in gone})
         return changes
+
+    def _close(self, sockets: Sockets) -> None:
+        """Close sockets; the agent removes the paths of those that it has bound."""
+        close_sockets(sockets, paths=self._agency is None)
 
     async def _all(self, name: str, *, quiet: bool = False, **arguments: Any) -> None:
         """Call all workers; waits for all of them. Raises the first GatewayError unless `quiet`."""
