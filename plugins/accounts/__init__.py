@@ -5,7 +5,8 @@ Options, in the order in which they are asked: `assign` (qmail's users/assign, o
 what nobody else has). The first that knows a local part has it.
 
 Without `alias` there is one all the same, in the state folder, with a Maildir for the postmaster (unless
-`gateway.postmaster` names somebody else) and nothing else: qmail's installation asks for the same, since somebody must be told when mail goes wrong.
+`gateway.postmaster` names somebody else) and nothing else: qmail's installation asks for the same, since
+somebody must be told when mail goes wrong.
 
 A virtual account `abc` has the local parts `abc`, and `abc-...`, which `virtual_domains` makes. With a
 `break` of its own, such as `+`, that character counts like `-` in what senders write: `abc-joe+tag` has

@@ -44,7 +44,7 @@ from .seven_bit import Unconvertible, in_seven_bits
 from .tls import Guard
 
 if TYPE_CHECKING:
-    from gateway import Context, Delivery, EntryRecipient, Message, Recipient
+    from gateway import Context, Delivery, EntryRecipient, Message, Place, Recipient
     from gateway.smtp import Connection
 
 #: Addresses of one domain that one attempt may try.
@@ -95,8 +95,9 @@ class Remote(Plugin[Settings]):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         settings = self.settings
-        routes = read_routes(self) | settings.routes
-        self._routes = Routes(routes, settings.senders, settings.tls, settings.source)
+        self._in_file = {key: found for key, found in read_routes(self).items() if key not in settings.routes}
+        routes = {key: relay for key, (relay, _) in self._in_file.items()} | settings.routes
+        self._routes = Routes(routes, settings.senders, settings.tls, settings.source, self._rule)
         self._idle = Idle()
         authorities = str(self.site.base / settings.ca_file) if settings.ca_file else ""
         guard = Guard(self.dns, self.clock, authorities)
@@ -146,6 +147,11 @@ class Remote(Plugin[Settings]):
     def shutdown(self) -> None:
         """Let go of the connections that wait for more mail."""
         self._idle.close()
+
+    def _rule(self, table: str, key: str) -> Place | None:
+        """Give where a route stands."""
+        in_file = self._in_file.get(key) if table == "routes" else None
+        return in_file[1] if in_file else self.place(table, key)
 
     async def _send(self, hop: Hop, delivery: Delivery, recipients: list[EntryRecipient]) -> list[Outcome]:
         envelope = _envelope(delivery, recipients)

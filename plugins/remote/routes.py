@@ -12,7 +12,7 @@ from gateway.smtp import Login
 from .relay import Host, Policy, Relay, as_key, parse_host
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gateway import Address, Plugin
 
@@ -55,11 +55,13 @@ class Routes:
         senders: Mapping[str, Relay] | None = None,
         policies: Mapping[str, Policy] | None = None,
         sources: Sequence[str] = (),
+        place: Callable[[str, str], Place | None] = lambda _table, _key: None,
     ) -> None:
         self._routes = routes
         self._senders = senders or {}
         self._policies = policies or {}
         self._sources = tuple(sources)
+        self._place = place
 
     def hop(self, address: Address, sender: Address | None = None) -> Hop:
         """Find the next hop: the first key that is there decides, as in smtproutes."""
@@ -72,7 +74,8 @@ class Routes:
         ):
             for key in candidates:
                 if key in table:
-                    return self._by(table[key], domain, f'remote.{name}: "{key}"')
+                    place = self._place(name, key) or f"remote.{name}"
+                    return self._by(table[key], domain, f"{place}: {key or '(everything else)'}")
         return Hop((), domain, self._policy(domain), sources=self._sources)
 
     def _by(self, relay: Relay, domain: str, rule: str) -> Hop:
@@ -99,8 +102,8 @@ def _sender_keys(sender: Address | None) -> list[str]:
     return [f"{lower(sender.local_part)}@{domain}", *controls.domain_keys(domain)]
 
 
-def read_routes(plugin: Plugin[Any]) -> dict[str, Relay]:
-    """Read the smtproutes file that the settings name. Raises ConfigError."""
+def read_routes(plugin: Plugin[Any]) -> dict[str, tuple[Relay, Place]]:
+    """Read the smtproutes file that the settings name: each with its line. Raises ConfigError."""
     if not plugin.settings.file:
         return {}
     path = plugin.site.base / plugin.settings.file
@@ -113,10 +116,11 @@ def read_routes(plugin: Plugin[Any]) -> dict[str, Relay]:
     routes = {}
     # The key of a literal, `[1.2.3.4]:host`, holds no colon; that of an IPv6 literal cannot be written.
     for key, (number, value) in controls.colon_map(lines).items():
+        place = Place(str(path), number)
         try:
-            routes[as_key(key)] = Relay(hosts=_file_hosts(value))
+            routes[as_key(key)] = Relay(hosts=_file_hosts(value)), place
         except ValueError as error:
-            raise ConfigError(Problem(str(error), Place(str(path), number))) from error
+            raise ConfigError(Problem(str(error), place)) from error
     return routes
 
 

@@ -270,11 +270,11 @@ def test_address_tells_a_stranger_from_a_client_that_may_relay(site):
     assert "refused 553 5.7.1" in said
     said = site.mailward("address", "joe@elsewhere.example", "--client", "127.0.0.1")
     assert "relay\trelay_control\tAccept\tconf.d/20-relay.yaml:1" in said
-    assert 'route\tremote\tremote 127.0.0.1:1\tremote.routes: ""' in said
+    assert "route\tremote\tremote 127.0.0.1:1\tconf.d/40-remote.yaml:1: (everything else)" in said
     site.write("50.yaml", 'remote: {senders: {ann@example.net: "127.0.0.2:26"}}\n')
     client = ("--client", "127.0.0.1", "--sender", "ann@example.net")
     said = site.mailward("address", "joe@elsewhere.example", *client)
-    assert 'route\tremote\tremote 127.0.0.2:26\tremote.senders: "ann@example.net"' in said
+    assert "route\tremote\tremote 127.0.0.2:26\tconf.d/50.yaml:1: ann@example.net" in said
     assert "no IP address" in site.mailward("address", "a@b", "--client", "me", code=2)
 
 

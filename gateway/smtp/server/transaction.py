@@ -45,7 +45,7 @@ async def rcpt(connection: Connection, argument: str) -> Reply:
         connection.reception.refused(transaction, "limit", replies.TOO_MANY_RECIPIENTS, "recipients")
         return replies.TOO_MANY_RECIPIENTS
     address, params = parse_argument(argument, "TO", "5.1.3", RCPT_PARAMETERS, strict=connection.strict)
-    if connection.strict and not address:
+    if connection.strict and not address.local_part:
         raise Refused(replies.NULL_RECIPIENT, "syntax")
     check_utf8(address, transaction.params, strict=connection.strict)
     if not params.get("ORCPT", "").isascii() and "SMTPUTF8" not in transaction.params:
