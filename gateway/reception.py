@@ -66,6 +66,7 @@ class Reception:
         self._accepted = accepted
         self._chains: dict[str, Chain] = {}
         self._slots: dict[str, list[str]] = {}
+        self._barred: dict[str, Disconnect] = {}
         self._memory = Memory(lambda: self._limits().memory)
         self._commits: set[asyncio.Task[Any]] = set()
 
@@ -104,6 +105,10 @@ class Reception:
                 session, events.SessionRefused(**about(session), **why(decision), protocol=session.protocol)
             )
         return decision
+
+    def bar(self, session: Session, reason: str, reply: Reply) -> None:
+        """Take no more mail of a session, be it on its way: whatever is not committed yet never is."""
+        self._barred[session.id] = Disconnect(reply.status, reply.text, reason=reason)
 
     async def helo(self, session: Session, name: str, *, extended: bool) -> Decision | None:
         """Ask `helo`, and set the session's name."""
@@ -289,6 +294,7 @@ class Reception:
         """The session is over."""
         session.closed = True
         chain = self._chains.pop(session.id, None)
+        self._barred.pop(session.id, None)
         self._give_back(session)
         if chain is not None:
             chain.emit(events.SessionClosed(**about(session), reason=reason))
@@ -329,27 +335,29 @@ class Reception:
         return decision
 
     async def _commit(self, chain: Chain, entry: Entry, transaction: Transaction) -> Decision:
+        decision = self._barred.get(_session(transaction).id) or await self._stored(chain, entry)
+        if decision is not None:
+            drop(entry.message)
+            self._refuse(transaction, decision)
+            return decision
+        point("reception.committed")
+        for event in told(entry):
+            chain.emit(event)
+        chain.tell(Stages.queued, entry)
+        point("reception.told")
+        self._accepted()
+        return Accept()
+
+    async def _stored(self, chain: Chain, entry: Entry) -> Defer | None:
         try:
             point("reception.commit")
             await self._queue.add(entry)
         except QueueFull:
-            decision = Defer("4.3.1", "no room on this system, try again later", reason="queue_full")
+            return Defer("4.3.1", "no room on this system, try again later", reason="queue_full")
         except QueueError as error:
             chain.emit(events.QueueFailed(error=str(error)))
-            decision = Defer(
-                "4.3.0", "the queue cannot take mail now, try again later", reason="queue_failed"
-            )
-        else:
-            point("reception.committed")
-            for event in told(entry):
-                chain.emit(event)
-            chain.tell(Stages.queued, entry)
-            point("reception.told")
-            self._accepted()
-            return Accept()
-        drop(entry.message)
-        self._refuse(transaction, decision)
-        return decision
+            return Defer("4.3.0", "the queue cannot take mail now, try again later", reason="queue_failed")
+        return None
 
     def _entry(self, transaction: Transaction, message: Message, wanted: Iterable[Recipient]) -> Entry:
         now = self._clock.time()

@@ -55,11 +55,13 @@ class AuthFile(Plugin[Settings]):
                 )
         else:
             proved = kept is not None and kept.scram is not None
-        if kept is None:
+        # Looked at again: who locks a login ends the sessions that it has by then, and this is none yet.
+        now = self._file.get().get(credentials.login)
+        if kept is None or now is None:
             return None
         if not proved:
             return Reject("5.7.8", "authentication failed", reason="credentials")
-        if kept.locked:
+        if now.locked:
             return Reject("5.7.8", "authentication failed", reason="locked")
         return Accept(rule=f"{self._file.path}: {kept.login}")
 

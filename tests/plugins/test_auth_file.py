@@ -56,6 +56,22 @@ async def test_a_change_counts_at_once(chain, tmp_path):
     assert await said(chain, "ann", "changed") is None
 
 
+@pytest.mark.parametrize(("change", "answer"), [(True, "locked"), (False, None)], ids=["locked", "removed"])
+async def test_a_login_that_goes_while_its_password_is_checked_is_refused(
+    chain, tmp_path, monkeypatch, change, answer
+):
+    verify = argon2.PasswordHasher.verify
+
+    def while_it_is_checked(hasher, hashed, password):
+        passwords.change(
+            tmp_path / "passwords", "ann", lambda kept: passwords.locked(kept, lock=True) if change else None
+        )
+        return verify(hasher, hashed, password)
+
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", while_it_is_checked)
+    assert await said(chain, "ann", "secret") == answer
+
+
 async def test_keys_for_scram_are_those_of_the_file(chain):
     assert (await chain.ask(Stages.scram_keys, session(), "ann")).value.iterations == 4096
     assert (await chain.ask(Stages.scram_keys, session(), "joe")).value is None

@@ -153,7 +153,8 @@ class Connection(Frame):
     def reply(self, decision: Decision | None, stage: str, accepted: Reply) -> Reply:
         """Turn a decision into the reply, and into the end of the session where it is one."""
         if closes(decision, stage):
-            self.reason = "disconnected"
+            # This is the last word; nothing else is said behind it.
+            self.reason, self.farewell = self.reason or "disconnected", None
         return answer(decision, stage, accepted)
 
     # What the commands share

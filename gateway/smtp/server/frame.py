@@ -27,7 +27,7 @@ BLOCK = 64 * 1024
 #: Longest command line with its CRLF; RFC 5321 section 4.5.3.1.4 asks for 512 and what extensions add.
 LONGEST_LINE = 4096
 #: Reasons for which we end a session while the client may still be sending.
-_SENT_AWAY = {"disconnected", "limit", "error", "timeout"}
+_SENT_AWAY = {"disconnected", "limit", "error", "timeout", "locked"}
 #: How long it may go on sending then, in seconds.
 _LINGER = 2.0
 _log = structlog.get_logger("gateway.smtp")
@@ -66,7 +66,9 @@ class Frame(SMTP):
         #: Why the session ends once the command under way has its reply; "" while it goes on.
         self.reason = ""
         #: What is said then, besides the reply to the command.
-        self._farewell: Reply | None = None
+        self.farewell: Reply | None = None
+        #: Nothing more is read from the client, not even what content is under way.
+        self._cut = False
         self._replies = bytearray()
         self._waiting = False
         #: Seconds that went by in waiting for the client.
@@ -114,11 +116,12 @@ class Frame(SMTP):
         self.session.tls, self.session.closed = tls, self._lost
         self.utf8 = False
 
-    def dismiss(self, reply: Reply, reason: str) -> None:
-        """End the session with this reply as soon as no command is under way."""
-        if not self.reason:
-            self._farewell, self.reason = reply, reason
-        if self._waiting and not self.in_message:
+    def dismiss(self, reply: Reply, reason: str, *, at_once: bool = False) -> None:
+        """End the session with this reply when no command is under way; `at_once` in content, too."""
+        if not self.reason or at_once:
+            self.farewell, self.reason = reply, reason
+        self._cut = self._cut or at_once
+        if self._waiting and (at_once or not self.in_message):
             self._interrupt()
 
     def abort(self) -> None:
@@ -168,6 +171,7 @@ class Frame(SMTP):
         now = self.loop.time()
         if now >= self._session_ends:
             self.dismiss(replies.SESSION_TOO_LONG, "timeout")
+        if self._cut or now >= self._session_ends:
             raise Gone
         self._read_until = until or now + self.limits.idle
         self._waiting = True
@@ -234,14 +238,14 @@ class Frame(SMTP):
             until = now + self.limits.idle
         elif now >= until:
             late = replies.IDLE if now >= self._read_until else replies.SESSION_TOO_LONG
-            self._farewell, self.reason = late, "timeout"
+            self.farewell, self.reason = late, "timeout"
             self._interrupt()
             return
         self._timer = self.loop.call_at(until, self._look_at_the_clock)
 
     async def _hang_up(self) -> None:
-        if self._farewell is not None:
-            self.say(self._farewell)
+        if self.farewell is not None:
+            self.say(self.farewell)
         if self._replies:
             self._send()
             if self.reason in _SENT_AWAY:

@@ -67,7 +67,8 @@ class Server(AnyServer["Frame"]):
         """End the sessions of a login; gives how many there were."""
         theirs = [one for one in self.connections if one.session.user == user]
         for connection in theirs:
-            connection.dismiss(replies.LOCKED, "locked")
+            self.reception.bar(connection.session, "locked", replies.LOCKED)
+            connection.dismiss(replies.LOCKED, "locked", at_once=True)
         return len(theirs)
 
     def dismiss(self, connection: Frame) -> None:
