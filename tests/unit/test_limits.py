@@ -1,5 +1,8 @@
 """Limits that Reception keeps for all sessions together: connections by client and network, memory."""
 
+import socket
+from contextlib import ExitStack
+
 import pytest
 
 from gateway.counters import Counters
@@ -10,9 +13,16 @@ from gateway.message import IN_MEMORY, Memory, Spool
 from gateway.plugin import Services
 from gateway.queue import MemoryQueue
 from gateway.reception import Reception, network
+from gateway.services import Clock
 from gateway.settings import Limits
 from gateway.testing import Bench
 from gateway.testing.fakes import FakeClock, FakeDns
+from gateway.testing.running import Running
+
+PROXIED = """\
+listeners: !replace [{name: mx, protocol: smtp, address: "127.0.0.1:0", proxy: [127.0.0.1]}]
+limits: {sessions_per_network: 2}
+"""
 
 
 @pytest.fixture
@@ -68,6 +78,23 @@ async def test_a_refused_session_gives_back_what_it_took(limited):
         reception.disconnect(session, "quit")
     await reception.drain()
     assert (await connect(reception, "203.0.113.1"))[1] == [""]
+
+
+def test_a_server_sends_away_who_is_one_too_many_of_a_network(tmp_path):
+    """A proxy names clients of two networks; loopback itself is none."""
+    with Running(tmp_path, PROXIED, Clock(), FakeDns()) as gateway, ExitStack() as stack:
+
+        def connect(ip):
+            link = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), timeout=10))
+            link.sendall(f"PROXY TCP4 {ip} 192.0.2.1 4000 25\r\n".encode())
+            return link, link.recv(100)[:9]
+
+        (first, *_), *others = [connect(f"203.0.113.{number}") for number in (1, 2, 3)]
+        assert [said for _, said in others] == [b"220 mail.", b"421 4.7.0"]
+        assert connect("203.0.114.1")[1] == b"220 mail."
+        first.close()
+        gateway.wait_for("session.closed", 2)
+        assert connect("203.0.113.4")[1] == b"220 mail."
 
 
 @pytest.mark.parametrize(
