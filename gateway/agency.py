@@ -77,6 +77,11 @@ class Agency:
         with contextlib.suppress(AgentError):
             await asyncio.to_thread(self._ask_now, {"do": "notify", "word": word})
 
+    async def unbind(self) -> None:
+        """Have sockets removed whose listener is no more. To connect there is refused in any case."""
+        with contextlib.suppress(AgentError):
+            await asyncio.to_thread(self._ask_now, {"do": "unbind"})
+
     async def bind(self, listeners: Sequence[Listener], workers: int) -> list[Sockets]:
         """Have the configuration read by root's reader, and these of its listeners opened.
 

@@ -1,6 +1,6 @@
 """The agent: the only code that ever runs as root. It reads no YAML and no mail, and runs no plugin.
 
-It binds the listed addresses, starts the supervisor as `gateway.user`, and from then on answers four
+It binds the listed addresses, starts the supervisor as `gateway.user`, and from then on answers
 requests that workers send over one inherited socket:
 
   account   hand this request to the child that has become a listed account (it delivers, or looks whether
@@ -8,6 +8,7 @@ requests that workers send over one inherited socket:
   login     have a program that the configuration names look at a login, as root; gives its exit code
   read      open a file of TLS that the configuration names, if nobody but root can change where it leads
   reload    read the configuration again, by a reader without rights; bind what it lists anew
+  unbind    remove the sockets of listeners that the configuration has no more
   notify    tell systemd that we are ready, reload, or stop: it listens to the agent alone
 
 A request is a datagram with open files; the last of them is where its answer goes. What a request may say is
@@ -34,7 +35,7 @@ from gateway.accounts.book import Book
 from gateway.accounts.ownership import refuse_changeable
 from gateway.endpoint import Endpoint
 from gateway.errors import AgentError
-from gateway.listeners import close_sockets, share_out
+from gateway.listeners import close_sockets, remove_path, remove_stale, share_out
 from gateway.partition.forking import serve_as, start_child, start_login
 from gateway.partition.notify import WORDS, notify
 from gateway.partition.privilege import give_state, read, user_of
@@ -106,6 +107,10 @@ def _listeners(plan: Mapping[str, Any]) -> list[Bound]:
     return [Bound(name, Endpoint.parse(address)) for name, address in plan["listeners"]]
 
 
+def _paths(plan: Mapping[str, Any]) -> set[Endpoint]:
+    return {one.address for one in _listeners(plan) if one.address.path}
+
+
 class Agent:
     """Answers workers; ends with the supervisor."""
 
@@ -119,6 +124,8 @@ class Agent:
         self._account = account
         self._door = door
         self._book = Book(made["accounts"], account)
+        #: Where sockets with a path were bound.
+        self._paths = _paths(made)
         self._children: dict[Listed, Child] = {}
         #: The processes that look at logins, and where each answer goes.
         self._logins: dict[int, int] = {}
@@ -150,6 +157,8 @@ class Agent:
                 self._tidy()
         for child in self._children.values():
             child.way.close()
+        for endpoint in self._paths:
+            remove_path(endpoint)
         ended, self.supervisor = self.supervisor, 0
         _, status = os.waitpid(ended, 0)
         return os.waitstatus_to_exitcode(status)
@@ -190,6 +199,9 @@ class Agent:
             self._read(str(asked["path"]), files[-1])
         elif what == "reload":
             self._reload([str(one) for one in asked["bind"]], files[-1])
+        elif what == "unbind":
+            self._unbind()
+            _answer(files[-1], {})
         elif what == "notify" and asked["word"] in WORDS:
             notify(asked["word"])
             _answer(files[-1], {"told": asked["word"]})
@@ -276,11 +288,17 @@ class Agent:
         made["user"], made["workers"] = self._made["user"], self._made["workers"]
         self._made, self._book = made, Book(made["accounts"], self._account)
         for account in list(self._children):
+            self._paths |= _paths(made)
             self._let_go(account)
 
 
 def _answer(reply: int, said: Mapping[str, Any], files: Sequence[int] = ()) -> None:
     """Say it to whoever waits; who has left misses it, and so does what is no socket."""
+    def _unbind(self) -> None:
+        """Remove what a reload has dropped, but nothing that is served: by this no worker keeps mail out."""
+        for endpoint in self._paths - _paths(self._made):
+            remove_stale(endpoint.path)
+
     with contextlib.suppress(OSError):
         way = socket.socket(fileno=reply)
         try:

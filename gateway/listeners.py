@@ -71,7 +71,7 @@ def close_sockets(opened: Sockets, *, paths: bool = True) -> None:
 
 
 def remove_path(endpoint: Endpoint) -> None:
-    """Remove the path of a socket that we have bound; where we may not it stays, and the next bind takes it."""
+    """Remove a socket that we have bound; where we may not, it stays until one that may binds there."""
     given = _activated(endpoint)
     for one in given:
         one.close()
@@ -173,7 +173,7 @@ def _unix(path: str) -> socket.socket:
     one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.ExitStack() as undo:
         undo.callback(one.close)
-        _remove_stale(path)
+        remove_stale(path)
         one.setblocking(False)
         # A chmod behind the bind could meet a link that another has put there meanwhile.
         before = os.umask(0o111)
@@ -186,9 +186,10 @@ def _unix(path: str) -> socket.socket:
     return one
 
 
-def _remove_stale(path: str) -> None:
+def remove_stale(path: str) -> None:
     """Remove a socket that nobody serves any more; leave a live one, so that bind says it is taken."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:

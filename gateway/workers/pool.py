@@ -96,8 +96,7 @@ class Pool:
     async def stop(self, reason: str) -> None:
         """Let all workers end gently; one that does not is killed."""
         self._stopping = True
-        for seat in self.seats:
-            self._close(seat.sockets)
+        self._close([seat.sockets for seat in self.seats])
         await asyncio.gather(*(self._stop(seat, reason) for seat in self.seats))
         for task in self._tasks:
             task.cancel()
@@ -113,8 +112,7 @@ class Pool:
                 await self._all("prepare", configuration=_handed(new))
             except GatewayError:
                 await self._all("abandon", quiet=True)
-                for share in opened:
-                    self._close(share)
+                await self._drop(opened)
                 raise
             self.configuration, self.generation = new, self.generation + 1
             return await self._switch(opened)
@@ -134,13 +132,24 @@ class Pool:
                 process.kill()
             else:
                 seat.plugins, changes = said["plugins"], said["changes"]
-        for seat, gone in zip(self.seats, dropped, strict=True):
-            self._close({one: seat.sockets.pop(one) for one in gone})
+        await self._drop(
+            [
+                {one: seat.sockets.pop(one) for one in gone}
+                for seat, gone in zip(self.seats, dropped, strict=True)
+            ]
+        )
         return changes
 
-    def _close(self, sockets: Sockets) -> None:
+    def _close(self, shares: Sequence[Sockets]) -> None:
         """Close sockets; the agent removes the paths of those that it has bound."""
-        close_sockets(sockets, paths=self._agency is None)
+        for share in shares:
+            close_sockets(share, paths=self._agency is None)
+
+    async def _drop(self, shares: Sequence[Sockets]) -> None:
+        """Close the sockets of listeners that are no more."""
+        self._close(shares)
+        if self._agency:
+            await self._agency.unbind()
 
     async def _all(self, name: str, *, quiet: bool = False, **arguments: Any) -> None:
         """Call all workers; waits for all of them. Raises the first GatewayError unless `quiet`."""
