@@ -122,10 +122,11 @@ def test_commands_sent_ahead_of_tls_are_never_taken(ahead, before, serve):
     assert "starttls_injection" in {one["reason"] for one in gateway.wait_for("command.refused")}
 
 
+@pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
-def test_who_has_logged_in_may_send_to_anywhere(mechanism, serve, trust):
-    gateway = serve("auth: optional", LOGIN_ONLY)
-    with connected(gateway, trust) as client:
+def test_who_has_logged_in_may_send_to_anywhere(mechanism, implicit, serve, trust):
+    gateway = serve("auth: optional" + (", tls: implicit" if implicit else ""), LOGIN_ONLY)
+    with connected(gateway, trust, implicit=implicit) as client:
         assert client.docmd(MAIL)[0] == 250
         assert client.docmd(ELSEWHERE)[0] == 553
         client.rset()
