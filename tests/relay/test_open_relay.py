@@ -42,8 +42,8 @@ class People(Plugin):
     @hookimpl
     def rcpt(self, recipient):
         local, domain = recipient.address.local_part, recipient.address.domain
-        ours = domain == "example.org" or domain.endswith(".sub.example.org")
-        if not ours or not local.replace("-", "").replace("+", "").replace(".", "").isalnum():
+        ours = domain in ("", "example.org") or domain.endswith(".sub.example.org")
+        if ours and not local.replace("-", "").replace("+", "").replace(".", "").isalnum():
             return Reject("5.1.1", "no such user here", reason="unknown_recipient")
 """
 
@@ -325,15 +325,65 @@ async def test_a_replaced_plugin_opens_nothing(gateway, stem, fault):
     await refuses_all(port, PROBES if fault is not SLOW else PROBES[:5], SENDERS[:1])
 
 
+@pytest.mark.parametrize("fault", [SILENT, RAISING], ids=["silent", "raising"])
+@pytest.mark.parametrize(
+    ("stem", "stage"),
+    [
+        ("badmailfrom", "rcpt"),
+        ("recipient_check", "rcpt"),
+        ("received", "message"),
+        ("percenthack", "rewrite"),
+        ("virtual_domains", "rewrite"),
+        ("locals", "route"),
+        ("accounts", "account"),
+        ("dot_qmail", "exists"),
+        ("remote", "route"),
+        ("quadratic_retry", "retry"),
+        ("bounces", "bounce"),
+        ("submission", "rcpt"),
+    ],
+)
+async def test_no_other_plugin_opens_anything_when_it_fails(gateway, stem, stage, fault):
+    conf = CONF.replace("recipient_check: {enabled: false}\n", "")
+    source = _with_settings(fault).replace("def relay", f"def {stage}")
+    port, _ = await gateway(conf=conf, **{stem: source})
+    await refuses_all(port, senders=SENDERS[:1])
+
+
 def _with_settings(source):
     """Let a replacement take the settings of what it replaces."""
-    settings = "from gateway import Section\nclass Settings(Section):\n    domains: list[str] = []\n"
+    settings = """
+from typing import Any
+from gateway import Section
+class Settings(Section):
+    domains: Any = None
+"""
     return settings + source.replace("(Plugin)", "(Plugin[Settings])")
 
 
-@pytest.mark.parametrize("stem", ["relay_control", "badmailfrom", "recipient_check", "percenthack", "locals"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "relay_control",
+        "badmailfrom",
+        "recipient_check",
+        "received",
+        "percenthack",
+        "virtual_domains",
+        "locals",
+        "accounts",
+        "dot_qmail",
+        "remote",
+        "submission",
+    ],
+)
 async def test_a_disabled_plugin_opens_nothing(gateway, stem):
-    port, _ = await gateway("" if stem == "recipient_check" else f"{stem}: {{enabled: false}}\n")
+    conf = CONF.replace("recipient_check: {enabled: false}\n", "")
+    if stem == "virtual_domains":
+        conf = conf.replace("virtual_domains: {", "virtual_domains: {enabled: false, ")
+    else:
+        conf += f"{stem}: {{enabled: false}}\n"
+    port, _ = await gateway(conf=conf)
     await refuses_all(port)
 
 
