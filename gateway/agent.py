@@ -237,6 +237,9 @@ class Agent:
         if len(self._logins) >= _LOGINS:
             raise AgentError("too many logins at a time")
         refuse_changeable(program[0])
+        for one in program[1:]:
+            with contextlib.suppress(OSError):  # no file, or none that could be opened
+                refuse_changeable(one)
         self._logins[start_login(program, files[0])] = os.dup(files[-1])
 
     def _tidy(self) -> None:
@@ -285,20 +288,20 @@ class Agent:
         finally:
             for share in shares:
                 close_sockets(share, paths=False)
+            self._paths |= _paths(made)
         made["user"], made["workers"] = self._made["user"], self._made["workers"]
         self._made, self._book = made, Book(made["accounts"], self._account)
         for account in list(self._children):
-            self._paths |= _paths(made)
             self._let_go(account)
 
-
-def _answer(reply: int, said: Mapping[str, Any], files: Sequence[int] = ()) -> None:
-    """Say it to whoever waits; who has left misses it, and so does what is no socket."""
     def _unbind(self) -> None:
         """Remove what a reload has dropped, but nothing that is served: by this no worker keeps mail out."""
         for endpoint in self._paths - _paths(self._made):
             remove_stale(endpoint.path)
 
+
+def _answer(reply: int, said: Mapping[str, Any], files: Sequence[int] = ()) -> None:
+    """Say it to whoever waits; who has left misses it, and so does what is no socket."""
     with contextlib.suppress(OSError):
         way = socket.socket(fileno=reply)
         try:
