@@ -23,6 +23,20 @@ rcpthosts: {domains: [mail.example.org]}
 virtual_domains: {domains: {mail.example.org: abc}}
 accounts: {virtual: {abc: {home: /var/lib/mailward/abc}}}
 """
+LOGINS = """\
+gateway: {hostname: mail.example.org}
+listeners: !replace
+  - {name: mx, protocol: smtp, address: "127.0.0.1:25", auth: optional, auth_without_tls: true}
+auth_pam: {}
+"""
+LOGIN = """\
+import smtplib
+with smtplib.SMTP("127.0.0.1", 25, timeout=50) as client:
+    client.ehlo()
+    for password in "wrong", "right":
+        client.putcmd("AUTH PLAIN", smtplib.encode_base64(b"\\0joe\\0" + password.encode(), eol=""))
+        print(client.getreply()[0])
+"""
 JOE, ABC = "/home/joe", "/var/lib/mailward/abc"
 # `systemctl start` waits for READY (Type=notify).
 AGENT, ALONE, SOCKET = "mailward.service", "mailward-unprivileged.service", "mailward-unprivileged.socket"
@@ -60,13 +74,16 @@ def machine(installed):
 @pytest.fixture(params=["EPERM", "kill"])
 def filtered(request, machine):
     """With `kill`, a call that the filter of a unit refuses is the end of who made it: so none is refused."""
-    for unit in (AGENT, ALONE):
-        folder = machine.path(f"/run/systemd/system/{unit}.d")
-        folder.mkdir(parents=True, exist_ok=True)
+    folders = [machine.path(f"/run/systemd/system/{unit}.d") for unit in (AGENT, ALONE)]
+    for folder in folders:
+        folder.mkdir(parents=True)
         (folder / "filter.conf").write_text(f"[Service]\nSystemCallErrorNumber={request.param}\n")
     machine("systemctl", "daemon-reload")
     assert (machine.shown(AGENT, "SystemCallErrorNumber") == "1") == (request.param == "EPERM")
-    return machine
+    yield machine
+    for folder in folders:
+        shutil.rmtree(folder)
+    machine("systemctl", "daemon-reload")
 
 
 def mails(machine, home):
@@ -140,6 +157,15 @@ def test_a_connection_to_systemds_socket_starts_it_and_waits_while_it_is_away(fi
     machine.send("joe@mail.example.org", to="::1")
     until(lambda: mails(machine, ABC) == before + 2)
     assert machine.shown(ALONE, "NRestarts") == "0"
+
+
+def test_root_asks_pam_within_the_bounds_of_the_unit(filtered):
+    machine = filtered
+    machine.path("/etc/pam.d/mailward").write_text("@include common-auth\n@include common-account\n")
+    machine("chpasswd", input="joe:right\n")
+    machine.path(CONF).write_text(LOGINS)
+    machine("systemctl", "start", AGENT)
+    assert machine("/usr/bin/python3", "-I", "-c", LOGIN).split() == ["535", "235"]
 
 
 def test_each_service_takes_the_ports_of_the_other(machine):
