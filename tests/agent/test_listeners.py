@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from processes import free_port
 
 NOBODY = 65534
 LMTP = 'listeners: [{{name: lmtp, protocol: lmtp, address: "unix:{path}"}}]\n'
@@ -60,6 +61,21 @@ def test_a_socket_that_was_left_behind_is_no_obstacle(site, path):
     site.configure(LMTP.format(path=path))
     site.reload()
     assert "220 mail.example.org LMTP" in greeting(path)
+
+
+def test_a_listener_moves_by_a_reload_and_back(site):
+    here, there = site.port, free_port()
+    try:
+        for old, new in ((here, there), (there, here)):
+            site.configure(port=new)
+            site.reload()
+            with socket.create_connection(("127.0.0.1", new), 20) as client:
+                assert client.recv(4) == b"220 "
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", old), 20)
+    finally:
+        site.configure(port=here)
+        site.reload()
 
 
 def test_a_reload_that_a_worker_refuses_leaves_the_old_socket_where_it_is(site, path):
