@@ -1,5 +1,9 @@
+import contextlib
+import os
 import socket
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +88,38 @@ def test_one_that_cannot_be_opened_leaves_none_open(tmp_path):
     with pytest.raises(ListenError, match="does not have that address"):
         open_sockets([listener(f"unix:{path}"), listener("192.0.2.1:25")])
     assert not path.exists()
+
+
+def test_all_who_reach_a_path_may_connect_and_a_dead_socket_there_is_replaced(shares, tmp_path):
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    shares(f"unix:{path}")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666
+
+
+def test_a_path_that_may_not_be_removed_ends_nothing(tmp_path, monkeypatch):
+    def refused(self, **_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    made = share_out([listener(f"unix:{tmp_path}/socket"), listener("127.0.0.1:0")], 1)
+    monkeypatch.setattr(Path, "unlink", refused)
+    close_sockets(made[0])
+    assert [one.fileno() for some in made[0].values() for one in some] == [-1, -1]
+
+
+def test_a_path_of_systemds_is_left_to_it(shares, tmp_path, monkeypatch):
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as given, contextlib.ExitStack() as stack:
+        given.bind(str(path))
+        given.listen()
+        # It comes as file 3, whatever that is in this process.
+        dup = os.dup
+        monkeypatch.setattr(os, "dup", lambda number: dup(given.fileno() if number == 3 else number))
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", "1")
+        (share,) = shares(f"unix:{path}", workers=1)
+        close_sockets(share)
+        assert path.is_socket()
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(str(path))
