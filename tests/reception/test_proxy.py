@@ -1,6 +1,7 @@
 """Who a client is when a proxy speaks for it: believed from the hosts that a listener names alone."""
 
 import base64
+import select
 import socket
 import ssl
 import struct
@@ -120,6 +121,27 @@ def test_a_header_stands_before_tls(serve, authority):
             except ssl.SSLWantReadError:
                 there.write(link.recv(65536))
     assert gateway.wait_for("tls.established")[0]["client.ip"] == "198.51.100.7"
+
+
+def test_silent_clients_of_a_proxy_shut_nobody_else_out(serve, authority):
+    gateway = serve("proxy: [127.0.0.1], tls: implicit", "limits: {sessions_per_client: 2}\n")
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+
+    def connected(ip):
+        link = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+        link.sendall(f"PROXY TCP4 {ip} 192.0.2.1 4000 465\r\n".encode())
+        return link
+
+    silent = [connected(ip) for ip in ("203.0.113.1", *["203.0.113.2"] * 3)]
+    sent_away, _, _ = select.select(silent, [], [], 10)
+    assert [link.recv(1) for link in sent_away] == [b""]
+    (told,) = gateway.wait_for("limit.exceeded")
+    assert (told["client.ip"], told["limit"]) == ("203.0.113.2", "sessions_per_client")
+    with connected("203.0.113.3") as link, trust.wrap_socket(link, server_hostname="mail.example.org") as tls:
+        assert tls.recv(3) == b"220"
+    for link in silent:
+        link.close()
 
 
 def test_xclient_names_the_client(serve):

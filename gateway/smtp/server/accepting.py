@@ -6,7 +6,7 @@ here, and become sessions once that is read.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from gateway import events
@@ -14,8 +14,11 @@ from gateway.smtp.server.proxy import read_header, trusted
 from gateway.smtp.server.tls import HANDSHAKE, reason
 
 if TYPE_CHECKING:
+    import asyncio
     import socket
+    from collections.abc import AsyncIterator
 
+    from gateway.envelope import Client
     from gateway.smtp.server.listening import Server
 
 #: After a failure to accept, such as no more open files, the next try waits this many seconds.
@@ -60,29 +63,43 @@ class Acceptor:
 
     async def _begin(self, link: socket.socket, ip: str) -> None:
         """Make a session of a connection; who never comes to it may not do so too often at one time."""
-        counters, limits = self._server.reception.counters, self._server.limits
-        taken = f"beginning/{ip}"
-        if not await counters.take(taken, limits.sessions_per_client):
-            link.close()
-            return
-        try:
-            await self._introduce(link, ip)
-        finally:
-            await counters.give(taken)
-
-    async def _introduce(self, link: socket.socket, ip: str) -> None:
         server, listener = self._server, self._server.listener
-        told: dict[str, Any] = {"client_ip": ip, "listener": listener.name}
-        introduced, secured = None, listener.tls == "implicit"
+        introduced = None
         try:
             if trusted(ip, listener.proxy):
-                introduced = await read_header(link, self._loop)
+                # It speaks for all clients, so it has the room of all; each of them has its own from here on.
+                async with self._room(ip, "sessions"):
+                    introduced = await read_header(link, self._loop)
+            client = introduced[0].ip if introduced else ip
+            async with self._room(client, "sessions_per_client"):
+                await self._connect(link, introduced, client)
+        except _NoRoom:
+            link.close()
         except OSError:
             link.close()
             server.reception.tell(
-                events.SessionRefused(**told, protocol=listener.protocol, reason="proxy_header")
+                events.SessionRefused(
+                    client_ip=ip, listener=listener.name, protocol=listener.protocol, reason="proxy_header"
+                )
             )
-            return
+
+    @contextlib.asynccontextmanager
+    async def _room(self, ip: str, limit: str) -> AsyncIterator[None]:
+        """Hold a place among those that are no sessions yet. Raises _NoRoom."""
+        reception, allowed = self._server.reception, getattr(self._server.limits, limit)
+        place = f"beginning/{limit}/{ip}"
+        if not await reception.counters.take(place, allowed):
+            told: dict[str, Any] = {"client_ip": ip, "listener": self._server.listener.name}
+            reception.tell(events.LimitExceeded(**told, limit=limit, allowed=allowed))
+            raise _NoRoom
+        try:
+            yield
+        finally:
+            await reception.counters.give(place)
+
+    async def _connect(self, link: socket.socket, introduced: tuple[Client, str] | None, client: str) -> None:
+        """Shake hands where TLS comes first, and begin the session."""
+        server, secured = self._server, self._server.listener.tls == "implicit"
         try:
             await self._loop.connect_accepted_socket(
                 lambda: server(introduced),
@@ -91,4 +108,9 @@ class Acceptor:
                 ssl_handshake_timeout=HANDSHAKE if secured else None,
             )
         except OSError as error:
+            told: dict[str, Any] = {"client_ip": client, "listener": server.listener.name}
             server.reception.tell(events.TlsFailed(**told, error=reason(error)))
+
+
+class _NoRoom(Exception):
+    """Too many are beginning at one time."""
