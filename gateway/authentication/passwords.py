@@ -10,7 +10,9 @@ import base64
 import binascii
 import os
 import re
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.envelope import ScramKeys
@@ -18,7 +20,6 @@ from gateway.errors import ConfigError, Place, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 #: What may stand in a login: no blank, no control character, no colon.
 LOGIN = re.compile(r"[^\s:\x00-\x1f\x7f]{1,255}")
@@ -50,16 +51,18 @@ def change(path: Path, login: str, make: Callable[[Kept | None], Kept | None]) -
     lines = [line for line in text.splitlines() if line.partition(":")[0] != login]
     if kept is not None:
         lines.append(_written(kept))
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.touch(mode=0o600)
+    # Root may do this in a folder of the gateway's, who could put a link in the place of any name there.
+    opened, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    new = Path(name)
     try:
-        new.write_text("".join(f"{line}\n" for line in lines))
-        if path.exists():
-            status = path.stat()
-            os.chown(new, status.st_uid, status.st_gid)
-            new.chmod(status.st_mode & 0o7777)
-        with new.open("rb") as written:
-            os.fsync(written.fileno())
+        with os.fdopen(opened, "w") as file:
+            file.writelines(f"{line}\n" for line in lines)
+            if path.exists():
+                status = path.stat()
+                os.fchown(opened, status.st_uid, status.st_gid)
+                os.fchmod(opened, status.st_mode & 0o777)
+            file.flush()
+            os.fsync(opened)
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)

@@ -1,12 +1,15 @@
 """`mailward passwd`: what it writes is what clients log in with."""
 
 import base64
+import os
 import smtplib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from gateway.authentication.passwords import Kept, change
 
 MAILWARD = Path(sys.executable).with_name("mailward")
 CONF = """\
@@ -102,3 +105,36 @@ def test_without_the_section_it_says_what_to_write(site, passwd):
     code, printed = passwd("ann", typed="x\n")
     assert code == 1
     assert "auth_file: {file: passwords}" in printed
+
+
+def test_no_link_that_others_have_laid_is_written_through(tmp_path, monkeypatch):
+    """The folder may be the gateway's, and who changes the file root."""
+    others = tmp_path / "others"
+    others.write_text("precious")
+    (tmp_path / f".passwords.{os.getpid()}").symlink_to(others)
+    # Whatever stands there is a link by then, but for the file that is already open.
+    swapped = []
+    exists = Path.exists
+
+    def swap(path):
+        for new in tmp_path.glob(".passwords.*"):
+            new.unlink()
+            new.symlink_to(others)
+            swapped.append(new)
+        return exists(path)
+
+    others.chmod(0o640)
+    before = others.stat()
+    (tmp_path / "passwords").write_text("")
+    (tmp_path / "passwords").chmod(0o606)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "exists", swap)
+        change(tmp_path / "passwords", "ann", lambda _: Kept("ann", "$argon2id$x"))
+    after = others.stat()
+    assert swapped
+    assert others.read_text() == "precious"
+    assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (
+        before.st_mode,
+        before.st_uid,
+        before.st_mtime_ns,
+    )
