@@ -80,6 +80,28 @@ def test_a_program_that_others_could_change_is_not_run(door, users, credentials)
     assert not (door.base / "ran").exists()
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_nor_what_others_could_change_of_what_it_is_given(door, users, credentials, relative):
+    path = door.base / "check.sh"
+    path.write_text(f"touch {door.base}/ran; exit 7\n")
+    named = str(path).lstrip("/") if relative else str(path)
+    door.plan["logins"]["auth_checkpassword"] = [
+        "/bin/sh",
+        named,
+        "/no/such/file",
+        "-c",
+        "a word",
+        "x" * 5000,
+    ]
+    door.start()
+    assert login(door, "auth_checkpassword", credentials("ann", "x")) == {"exit": 7}
+    (door.base / "ran").unlink()
+    os.chown(path, users[door.gateway].pw_uid, -1)
+    said = login(door, "auth_checkpassword", credentials("ann", "x"))
+    assert f"{path}: it must belong to root" in said["error"]
+    assert not (door.base / "ran").exists()
+
+
 def test_no_more_than_a_few_at_a_time(door, credentials):
     program(door, "sleep 100")
     door.start()
