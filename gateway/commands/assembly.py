@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -56,11 +57,18 @@ class Assembly:
         """Say what a plugin failed of last, on one line; a client hears only 451 4.3.0."""
         for event in reversed(self.emitted):
             if isinstance(event, PluginFailed) and event.plugin == plugin:
-                said = event.traceback.rstrip().rpartition("\n")[2]
-                return said.removeprefix("gateway.errors.GatewayError: ")
+                return _said(event.traceback.rstrip().rpartition("\n")[2])
             if isinstance(event, PluginTimedOut) and event.plugin == plugin:
                 return f"no answer within {event.deadline:g} s"
         return "for no reason that is known"
+
+
+def _said(line: str) -> str:
+    """Give the last line of a traceback without the name of a module, which is ours and not a person's."""
+    kind, colon, text = line.partition(": ")
+    if kind.startswith("gateway.errors."):
+        return text
+    return f"{kind.rpartition('.')[2]}{colon}{text}" if re.fullmatch(r"\w+(\.\w+)*", kind) else line
 
 
 def leave_root(settings: Settings) -> None:

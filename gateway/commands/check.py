@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.commands.common import conf_option, json_option, load, print_json
-from gateway.commands.homes import refused
+from gateway.commands.homes import refused, undelivered
 from gateway.console import GROUP
 from gateway.errors import ConfigError, Problem
 from gateway.partition.privilege import user_of
@@ -41,7 +41,7 @@ def check(conf: Path | None, as_json: bool) -> None:
 
     try:
         configuration = load(conf)
-        found = _user(configuration) if os.geteuid() == 0 else []
+        found = _user(configuration) if os.geteuid() == 0 else list(undelivered(configuration))
         assembly = Assembly.of(configuration)
     except ConfigError as error:
         if not as_json:

@@ -16,6 +16,7 @@ from gateway.commands.common import conf_option, configuration_folder, load, pro
 from gateway.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from gateway.errors import Place
     from gateway.worker import Configuration
 
 
@@ -46,7 +47,7 @@ def add(name: str, user: str, home: Path | None, conf: Path | None) -> None:
     file = folder / f"domain-{name}.yaml"
     text = _text(name, user, home)
     apart(lambda: _refuse_known(load(conf), name))
-    for warning in apart(lambda: _check(load(conf), file, text)):
+    for warning in apart(lambda: _check(load(conf), file, text, user)):
         click.echo(f"warning: {warning}")
     _write(file, text)
     click.echo(f"wrote {file}")
@@ -88,9 +89,10 @@ def _text(name: str, user: str, home: Path | None) -> str:
     return "\n".join([*lines, ""])
 
 
-def _check(now: Configuration, file: Path, text: str) -> list[str]:
-    """Check a copy with the new file; gives the warnings for that file. Raises ConfigError."""
+def _check(now: Configuration, file: Path, text: str, user: str) -> list[str]:
+    """Check a copy with the new file; gives the warnings for that file and user. Raises ConfigError."""
     from gateway.commands.assembly import Assembly
+    from gateway.commands.homes import undelivered
     from gateway.commands.warnings import warnings
     from gateway.worker import Configuration
 
@@ -99,8 +101,14 @@ def _check(now: Configuration, file: Path, text: str) -> list[str]:
         shutil.copytree(file.parent, copy)
         (copy / file.name).write_text(text, "utf-8")
         configuration = Configuration.load(copy, now.tree.base)
-    found = asyncio.run(warnings(Assembly.of(configuration)))
-    return [str(one) for one in found if one.place and Path(one.place.file).name == file.name]
+    owner = configuration.tree.place("accounts", "virtual", user)
+    found = [one for one in undelivered(configuration) if one.place == owner]
+    found += [one for one in asyncio.run(warnings(Assembly.of(configuration))) if _in(file, one.place)]
+    return [str(one) for one in found]
+
+
+def _in(file: Path, place: Place | None) -> bool:
+    return place is not None and Path(place.file).name == file.name
 
 
 def _write(file: Path, text: str) -> None:

@@ -1,32 +1,86 @@
-"""What root will say of the accounts of a configuration, for `mailward check` as root."""
+"""Which accounts of a configuration a gateway could not deliver to, were it started by whoever asks."""
 
 from __future__ import annotations
 
+import os
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.accounts.book import Book
 from gateway.accounts.ownership import refuse_changeable
-from gateway.errors import AgentError, Problem
+from gateway.errors import AgentError, ConfigError, Problem
 from gateway.partition import plan
+from gateway.partition.privilege import user_of
 
 if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterator
 
     from gateway.configuration import Configuration
+    from gateway.errors import Place
+
+
+def undelivered(configuration: Configuration) -> Iterator[Problem]:
+    """Warn of each account that root would not become, or whose home we may not write as the gateway."""
+    user, place = configuration.settings.gateway.user, configuration.tree.place("gateway", "user")
+    own = os.geteuid()
+    try:
+        account = user_of(user, place)
+    except ConfigError:
+        # `check` says whom root cannot become; without root nobody has to.
+        if own != 0 and not user:
+            yield from _closed(configuration, own)
+        return
+    if own == 0:
+        yield from refused(configuration, account)
+    elif account.pw_uid == own:
+        yield from _closed(configuration, own)
 
 
 def refused(configuration: Configuration, own: pwd.struct_passwd) -> Iterator[Problem]:
     """Warn of each account that the agent would not become; `own` is the gateway's user."""
+    book = Book(plan.accounts(configuration.tree), own)
+    for name, home, uid, place in _listed(configuration):
+        try:
+            # A worker delivers to its own user's homes, as itself.
+            if uid != own.pw_uid:
+                refuse_changeable(home, book.find(name, home).uid)
+            yield from _changeable(home, place)
+        except AgentError as error:
+            remedy = "" if uid else f": run chown -R {own.pw_name}: {home}"
+            yield Problem(f"accounts: mail will wait: {error}{remedy}", place)
+        except OSError:
+            continue
+
+
+def _closed(configuration: Configuration, own: int) -> Iterator[Problem]:
+    """Warn of each home that we may not write."""
+    for name, home, uid, place in _listed(configuration):
+        if uid != own and not os.access(home, os.W_OK | os.X_OK):
+            text = f"{name}: {home} belongs to uid {uid}, and uid {own} may not write it"
+            yield Problem(f"accounts: {text}: mail will wait, unless root starts the gateway", place)
+        yield from _changeable(home, place)
+
+
+def _changeable(home: str, place: Place | None) -> Iterator[Problem]:
+    """Warn of the `.qmail` files of a home that everybody may write, as far as we may look."""
+    for path in sorted(Path(home).glob(".qmail*")):
+        if path.is_file() and path.stat().st_mode & stat.S_IWOTH:
+            text = f"{path} is writable for everybody: run chmod o-w"
+            yield Problem(f"accounts: mail will wait: {text}", place)
+
+
+def _listed(configuration: Configuration) -> Iterator[tuple[str, str, int, Place | None]]:
+    """Give name, home, uid and place of each account that the configuration lists."""
     tree = configuration.tree
     listed = plan.accounts(tree)
-    book = Book(listed, own)
-    keys = {name: ("virtual", name) for name in listed["virtual"]}
-    for name, key in {**keys, **({"alias": ("alias",)} if listed["alias"] else {})}.items():
-        home = (listed["alias"] if key == ("alias",) else listed["virtual"][name])[0]
+    found = [(name, ("virtual", name), one) for name, one in listed["virtual"].items()]
+    if listed["alias"]:
+        found.append(("alias", ("alias",), listed["alias"]))
+    for name, key, (home, uid, _) in found:
         try:
-            refuse_changeable(home, book.find(name, home).uid)
-        except AgentError as error:
-            yield Problem(f"accounts: mail will wait: {error}", tree.place("accounts", *key))
+            owner = Path(home).stat().st_uid
         except OSError:
             continue  # a home that is not there yet has a warning of its own
+        yield name, home, owner if uid is None else uid, tree.place("accounts", *key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from gateway.hookspecs import Stages
 from gateway.routing import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from gateway.commands.assembly import Assembly
     from gateway.envelope import Account
@@ -29,7 +31,7 @@ async def warnings(assembly: Assembly) -> list[Problem]:
     """Give all warnings, each with its place where it has one."""
     found = [Problem(line) for line in assembly.logged]
     found += _whole(assembly)
-    homes: set[str] = set()
+    homes: dict[str, bool] = {}
     for key, (account, place) in virtual_domains(assembly).items():
         if account:
             found += [Problem(text, place) async for text in _virtual(assembly, key, account, homes)]
@@ -78,13 +80,13 @@ def _setting(assembly: Assembly, stem: str, key: str) -> Any:
     return getattr(plugin.settings, key, None) if plugin else None
 
 
-async def _virtual(assembly: Assembly, key: str, owner: str, homes: set[str]) -> AsyncIterator[str]:
+async def _virtual(assembly: Assembly, key: str, owner: str, homes: dict[str, bool]) -> AsyncIterator[str]:
     """Warn of one virtual domain or address by what the chain says of mail for it."""
     shown = key or "(everything else)"
     domain = key.rpartition("@")[2]
     address = key if "@" in key else f"{PROBE}@{PROBE}{key}" if key.startswith(".") else f"{PROBE}@{key}"
-    if key and not await _accepted(assembly, address):
-        yield f"{shown} is virtual but not in rcpthosts: its mail from outside will be refused"
+    for text in await _refused(assembly, address) if key else ():
+        yield f"{shown} is virtual but {text}"
     if domain in local_domains(assembly):
         yield f"{shown} is both local and virtual: it counts as local, and {owner} gets none of its mail"
         return
@@ -99,20 +101,30 @@ async def _virtual(assembly: Assembly, key: str, owner: str, homes: set[str]) ->
     if account is None or account.ext.endswith(local):
         yield f"{shown} belongs to {owner}, an unknown account: add it to accounts.virtual, or a user"
         return
-    if account.home not in homes:
-        homes.add(account.home)
-        for text in unsafe(account):
-            yield f"{shown} belongs to {owner}, whose home {text}"
-    if Path(account.home).is_dir() and not await _exists(assembly, address) and not _has_files(account, key):
+    texts = () if account.home in homes else tuple(unsafe(account))
+    homes.setdefault(account.home, not texts)
+    for text in texts:
+        yield f"{shown} belongs to {owner}, whose home {text}"
+    if not homes[account.home]:
+        return
+    doubt, taken = await _exists(assembly, address)
+    if doubt and account.uid == _own(assembly):
+        yield f"{shown} belongs to {owner}, and whether its mail is taken cannot be told: {doubt}"
+    if not taken and not _has_files(account, key):
         yield f"{shown} belongs to {owner}, in whose home {account.home} no .qmail file would take its mail"
 
 
-async def _accepted(assembly: Assembly, address: str) -> bool:
-    """Whether a stranger may send there."""
+async def _refused(assembly: Assembly, address: str) -> Sequence[str]:
+    """Say why a stranger may not send there; nothing when he may."""
     session = Session(new_id(), "command", "smtp", STRANGER)
     transaction = Transaction(new_id(), Address(""), "smtp", session)
     answer = await assembly.generation.chain.ask(Stages.relay, transaction, Recipient.of(address))
-    return isinstance(answer.value, Accept)
+    if answer.failed:
+        why = assembly.failure(answer.plugin)
+        return [f"{answer.plugin} cannot tell whether its mail from outside is taken: {why}"]
+    if isinstance(answer.value, Accept):
+        return []
+    return ["not in rcpthosts: its mail from outside will be refused"]
 
 
 def local_domains(assembly: Assembly) -> dict[str, Place | None]:
@@ -141,16 +153,26 @@ def unsafe(account: Account) -> Iterator[str]:
         yield f"{account.home} belongs to uid {status.st_uid}, not to the account's uid {account.uid}"
 
 
-async def _exists(assembly: Assembly, address: str) -> bool:
-    """Whether somebody takes it; a doubt counts as yes, since it has a warning of its own."""
+def _own(assembly: Assembly) -> int:
+    """Give whom the gateway is; to other accounts root may have to deliver, and sees what we may not."""
+    try:
+        return pwd.getpwnam(assembly.configuration.settings.gateway.user).pw_uid
+    except KeyError:
+        return os.geteuid()
+
+
+async def _exists(assembly: Assembly, address: str) -> tuple[str, bool]:
+    """Say why nobody can tell whether somebody takes it, and whether somebody does; a doubt counts as yes."""
     chain = assembly.generation.chain
     for routed in await resolve(chain, Recipient.of(address)):
         if routed.failed or routed.route is None:
-            return True
+            return "", True
         answer = await chain.ask_plugin(routed.route.plugin, Stages.exists, routed.recipient)
-        if answer.failed or answer.value is not False:
-            return True
-    return False
+        if answer.failed:
+            return assembly.failure(answer.plugin), True
+        if answer.value is not False:
+            return "", True
+    return "", False
 
 
 def _has_files(account: Account, key: str) -> bool:
@@ -166,6 +188,7 @@ async def _postmaster(assembly: Assembly) -> AsyncIterator[Problem]:
     address = configuration.settings.gateway.postmaster
     if not configuration.settings.gateway.state.is_dir():
         return  # before the first start plugins have not made their mailboxes
-    if not await _exists(assembly, address):
+    _, taken = await _exists(assembly, address)
+    if not taken:
         place = configuration.tree.place("gateway", "postmaster")
         yield Problem(f"gateway.postmaster: {address} leads nowhere: nobody takes mail for it", place)
