@@ -30,12 +30,11 @@ def served():
     with ExitStack() as stack:
         made = Gateway(folder_of(stack))
         made.lmtp = free_port()
-        made.folder.chmod(0o777)
+        made.folder.chmod(0o755)
         made.configure("20-lmtp.yaml", LISTENERS.format(port=made.lmtp, folder=made.folder))
         made.plug("picky", PICKY)
         stack.callback(made.stop)
         made.start()
-        (made.folder / "lmtp").chmod(0o777)
         yield made
 
 
