@@ -1,11 +1,12 @@
 """submission: our own users' mail goes out under their own addresses, and with a whole header. New.
 
 Who has logged in may send from: the login itself, when it is an address; else the login at one of `domains`;
-each with an extension behind it (`joe-list@example.org`), since qmail gives these to joe; the null sender;
-and what `senders` adds. At listeners with `protocol: submission` a missing Date and Message-ID are put in
+the null sender; and what `senders` adds. With `extensions` also from each of its own with an extension behind
+it (`joe-list@example.org`), which qmail gives to joe. Nobody can be asked which logins there are, so by default
+such an address may be another login's own. At listeners with `protocol: submission` a missing Date and Message-ID are put in
 (RFC 6409 section 8), so that no other host has to. qmail-inject did that for local mail.
 
-Options: `match`, `domains`, `senders`.
+Options: `match`, `domains`, `extensions`, `senders`.
 Refusals are 553 5.7.1 at MAIL with the reason `sender_login`, the event `sender.refused`.
 """
 
@@ -27,6 +28,9 @@ class Settings(Section):
     match: bool = True
     #: Domains in which a login without a domain owns its name; `gateway.hostname` when empty.
     domains: list[str] = []
+    #: A login owns `NAME-ANYTHING`, too. Not where another login may have such a name: `sales` could then send
+    #: as `sales-manager`.
+    extensions: bool = False
     #: Login -> more senders that it may use: addresses, `@example.org` for a whole domain, `*` for all.
     senders: dict[str, list[str]] = {}
 
@@ -65,10 +69,9 @@ class Submission(Plugin[Settings]):
         domains = self.settings.domains or [self.site.hostname]
         name, at, domain = lower(login).rpartition("@")
         own = [(name, domain)] if at else [(lower(login), lower(one)) for one in domains]
-        return any(sender.domain == there and _is_of(sender, who) for who, there in own)
+        return any(sender.domain == there and self._is_of(sender, who) for who, there in own)
 
-
-def _is_of(sender: Address, name: str) -> bool:
-    """Whether a local part is somebody's name, with or without an extension."""
-    local = lower(sender.local_part)
-    return local == name or local.startswith(f"{name}-")
+    def _is_of(self, sender: Address, name: str) -> bool:
+        """Whether a local part is somebody's name, or one with an extension where these are theirs."""
+        local = lower(sender.local_part)
+        return local == name or (self.settings.extensions and local.startswith(f"{name}-"))

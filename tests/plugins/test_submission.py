@@ -25,12 +25,11 @@ async def mail(chain, sender, user, protocol="submission"):
         ("joe", "joe@example.org"),
         ("joe", "JOE@EXAMPLE.NET"),
         ("Joe", "joe@example.org"),
-        ("joe", "joe-lists-owner@example.org"),
         ("joe", "Sales@Example.Org"),
         ("joe", "anybody@shop.example"),
         ("joe", ""),
         ("ann@example.com", "ann@example.com"),
-        ("Ann@Example.com", "ann-x@example.com"),
+        ("Ann@Example.com", "Ann@example.com"),
         ("robot", "anybody@anywhere.example"),
         ("", "anybody@anywhere.example"),
     ],
@@ -46,6 +45,8 @@ async def test_own_senders_go_through(chain_of, user, sender):
         ("joe", "joe@example.com"),
         ("joe", "joe"),
         ("joe", "joel@example.org"),
+        ("joe", "joe-manager@example.org"),
+        ("ann@example.com", "ann-x@example.com"),
         ("joe", "x@sub.shop.example"),
         ("joe", "ann@example.org@evil.example"),
         ("joe", "joe@example.org.evil.example"),
@@ -59,6 +60,22 @@ async def test_others_are_refused(chain_of, user, sender, protocol):
     said = await mail(chain_of(CONF, "submission"), sender, user, protocol)
     assert (type(said), said.status, said.reason) == (Reject, "5.7.1", "sender_login")
     assert user not in said.text
+
+
+@pytest.mark.parametrize(
+    ("user", "sender", "own"),
+    [
+        ("joe", "joe@example.org", True),
+        ("joe", "joe-lists-owner@example.org", True),
+        ("Ann@Example.com", "ann-x@example.com", True),
+        ("joe", "joel@example.org", False),
+        ("joe", "joe-list@example.com", False),
+        ("joe-list", "joe@example.org", False),
+    ],
+)
+async def test_extensions_are_a_logins_own_where_the_site_says_so(chain_of, user, sender, own):
+    chain = chain_of(f"{CONF}  extensions: true\n", "submission")
+    assert (await mail(chain, sender, user) is None) is own
 
 
 async def test_match_can_be_given_up_and_the_host_is_the_domain(chain_of):
