@@ -50,6 +50,7 @@ format: .venv/developing
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	find gateway plugins tests contrib -name __pycache__ -prune -exec rm -r {} +
 
 prerequisites:
 	@test -n "$(PYTHON)" && command -v git >/dev/null \

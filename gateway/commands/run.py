@@ -116,5 +116,5 @@ def _say_ready(configuration: Configuration, *, demo: bool) -> None:
         command = Path(sys.argv[0])
         shown = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
         click.echo(f"In a second terminal, here:  {shown} demo")
-        click.echo("Stop with Ctrl-C; rm -r var .venv removes all that it made.")
+        click.echo("Stop with Ctrl-C; make clean, and rm -r var, remove all that it made.")
     sys.stdout.flush()
