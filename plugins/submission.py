@@ -2,9 +2,9 @@
 
 Who has logged in may send from: the login itself, when it is an address; else the login at one of `domains`;
 the null sender; and what `senders` adds. With `extensions` also from each of its own with an extension behind
-it (`joe-list@example.org`), which qmail gives to joe. Nobody can be asked which logins there are, so by default
-such an address may be another login's own. At listeners with `protocol: submission` a missing Date and Message-ID are put in
-(RFC 6409 section 8), so that no other host has to. qmail-inject did that for local mail.
+it (`joe-list@example.org`), which qmail gives to joe; not by default, since nobody can be asked whether that is
+another login's own. At listeners with `protocol: submission` a missing Date and Message-ID are put in (RFC 6409
+section 8), so that no other host has to. qmail-inject did that for local mail.
 
 Options: `match`, `domains`, `extensions`, `senders`.
 Refusals are 553 5.7.1 at MAIL with the reason `sender_login`, the event `sender.refused`.
@@ -28,8 +28,8 @@ class Settings(Section):
     match: bool = True
     #: Domains in which a login without a domain owns its name; `gateway.hostname` when empty.
     domains: list[str] = []
-    #: A login owns `NAME-ANYTHING`, too. Not where another login may have such a name: `sales` could then send
-    #: as `sales-manager`.
+    #: A login owns `NAME-ANYTHING`, too. Not where another login may have such a name: `sales` could then
+    #: send as `sales-manager`.
     extensions: bool = False
     #: Login -> more senders that it may use: addresses, `@example.org` for a whole domain, `*` for all.
     senders: dict[str, list[str]] = {}
