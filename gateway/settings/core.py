@@ -90,7 +90,8 @@ class Listener(Block):
 
     #: What is spoken there.
     protocol: Annotated[Literal["smtp", "submission", "lmtp", "milter"], BeforeValidator(_known_protocol)]
-    #: Where: `*:25` for all addresses of both families, `127.0.0.1:25`, `[::1]:25`, `unix:/path`.
+    #: Where: `*:25` for all addresses of both families, `127.0.0.1:25`, `[::1]:25`, or `unix:/path`, for all
+    #: who may enter its folder.
     address: Address
     #: Its name in events; made of protocol and port unless given.
     name: str = Field(default_factory=_listener_name, min_length=1)
