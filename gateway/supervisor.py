@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -204,15 +205,21 @@ class Supervisor:
             self._reason.set_result(name)
 
     def _hang_up(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._reload_quietly())
+        task = asyncio.get_running_loop().create_task(self._reload_at_signal())
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
 
-    async def _reload_quietly(self) -> None:
-        """Reload at a signal; a configuration that is refused has become the event `config.rejected`."""
+    async def _reload_at_signal(self) -> None:
+        """Reload; say at the terminal that a configuration is refused, unless events are read there."""
         await self._started.wait()
-        with contextlib.suppress(GatewayError):
+        try:
             await self._reload("SIGHUP")
+        except GatewayError as error:
+            if any(isinstance(one.to, str) for one in self._configuration.settings.journal.outputs):
+                return
+            with contextlib.suppress(OSError):  # the terminal may have hung up
+                sys.stderr.write(f"{error}\nnothing was reloaded: the old configuration runs on\n")
+                sys.stderr.flush()
 
     async def _reload(self, actor: str) -> dict[str, list[str]]:
         """Use a new reading of conf.d, all of it or none. Raises GatewayError; then the old one runs on."""

@@ -58,8 +58,9 @@ def _closed(configuration: Configuration, own: int) -> Iterator[Problem]:
     """Warn of each home that we may not write."""
     for name, home, uid, place in _listed(configuration):
         if uid != own and not os.access(home, os.W_OK | os.X_OK):
+            unless = ", unless root starts the gateway" if uid else ""
             text = f"{name}: {home} belongs to uid {uid}, and uid {own} may not write it"
-            yield Problem(f"accounts: {text}: mail will wait, unless root starts the gateway", place)
+            yield Problem(f"accounts: mail will wait{unless}: {text}", place)
         yield from _changeable(home, place)
 
 

@@ -81,5 +81,6 @@ def _worker(one: dict[str, Any]) -> str:
 def _error(event: dict[str, Any] | None) -> str:
     if event is None:
         return "none"
-    said = event.get("error") or event.get("reason") or event.get("text") or ""
-    return f"{event['time'][:19]}Z {event['event']} {event.get('plugin', '')} {said}"
+    problems = "; ".join(event.get("problems", ()))
+    said = event.get("error") or event.get("reason") or event.get("text") or problems
+    return " ".join(filter(None, (f"{event['time'][:19]}Z", event["event"], event.get("plugin"), said)))

@@ -68,4 +68,4 @@ def test_a_gateway_without_rights_is_told_of_homes_that_it_may_not_write():
         )
         waits = [line for line in done.stdout.splitlines() if "mail will wait" in line]
         told = f"other: {base}/other belongs to uid 61003, and uid {NOBODY} may not write it"
-        assert [told in line and "unless root starts the gateway" in line for line in waits] == [True]
+        assert [line.endswith(f", unless root starts the gateway: {told}") for line in waits] == [True]

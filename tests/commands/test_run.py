@@ -73,9 +73,12 @@ def running(site):
         process.communicate(timeout=20)
 
 
-def test_it_starts_and_sigterm_ends_it_with_0(site):
+def test_it_starts_says_why_it_does_not_reload_and_sigterm_ends_it_with_0(site):
     with running(site) as process:
-        pass
+        site.write("90.yaml", "nonsense: 1\n")
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr.readline().startswith("conf.d/90.yaml:1: nonsense: unknown section")
+        assert process.stderr.readline() == "nothing was reloaded: the old configuration runs on\n"
     assert process.returncode == 0
 
 
@@ -137,6 +140,20 @@ def test_a_reload_that_is_asked_for_while_workers_start_follows_the_start(site):
         time.sleep(0.05)
     process.terminate()
     ended_cleanly(process)
+
+
+@pytest.mark.slow
+def test_where_events_are_read_a_signal_is_answered_by_an_event_alone(site):
+    site.write("30.yaml", "journal: {outputs: [{to: stdout}]}\n")
+    process = site.start()
+    while "gateway.started" not in process.stdout.readline():
+        assert process.poll() is None
+    site.write("90.yaml", "nonsense: 1\n")
+    process.send_signal(signal.SIGHUP)
+    while "config.rejected" not in process.stdout.readline():
+        assert process.poll() is None
+    process.terminate()
+    assert process.communicate(timeout=20)[1] == ""
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_status_tells_the_last_error(site, running):
     list(_failing_reload(site))
     until(lambda: events(site, "config.rejected"))
     (site.conf / "60.yaml").unlink()
-    assert "config.rejected" in site.mailward("status")
+    assert "config.rejected conf.d/60.yaml:1: nonsense: unknown section" in site.mailward("status")
 
 
 def _failing_reload(site):
