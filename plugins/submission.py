@@ -2,9 +2,9 @@
 
 Who has logged in may send from: the login itself, when it is an address; else the login at one of `domains`;
 the null sender; and what `senders` adds. With `extensions` also from each of its own with an extension behind
-it (`joe-list@example.org`), which qmail gives to joe; not by default, since nobody can be asked whether that is
-another login's own. At listeners with `protocol: submission` a missing Date and Message-ID are put in (RFC 6409
-section 8), so that no other host has to. qmail-inject did that for local mail.
+it (`joe-list@example.org`), which qmail gives to joe; not by default, since nobody can be asked whether it is
+another login's own. At listeners with `protocol: submission` a missing Date and Message-ID are put in, so
+that no other host has to (RFC 6409 section 8). qmail-inject did that for local mail.
 
 Options: `match`, `domains`, `extensions`, `senders`.
 Refusals are 553 5.7.1 at MAIL with the reason `sender_login`, the event `sender.refused`.
