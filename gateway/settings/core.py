@@ -124,7 +124,8 @@ class Tls(Block):
     certificates: tuple[Certificate, ...] = ()
     #: The oldest version that is spoken.
     minimum: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.2"
-    #: Authorities (PEM) whose client certificates count; without it no client is asked for one.
+    #: Authorities (PEM) whose client certificates count, read again when they change; without it no client is
+    #: asked for one.
     client_ca: ConfigPath | None = None
 
 

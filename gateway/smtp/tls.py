@@ -42,7 +42,7 @@ def read_file(path: Path) -> bytes:
 class _Loaded:
     """One certificate in use."""
 
-    files: tuple[bytes, bytes]
+    files: tuple[bytes, bytes, bytes]
     context: ssl.SSLContext
     leaf: x509.Certificate
     #: Lower-case DNS names; a wildcard stands for one label.
@@ -57,7 +57,10 @@ class Certificates:
     def __init__(self, settings: Tls, read: Read = read_file) -> None:
         self._settings = settings
         self._read = read
-        self._authority = _text(read(settings.client_ca)) if settings.client_ca else ""
+        try:
+            self._authority = self._read_authority()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"tls.client_ca: {settings.client_ca}: {_reason(error)}") from error
         self._loaded: list[_Loaded] = []
         for one in settings.certificates:
             try:
@@ -84,6 +87,10 @@ class Certificates:
         It is for a thread: to read may take its time.
         """
         told: list[events.Event] = []
+        try:
+            self._authority = self._read_authority()
+        except Exception as error:  # noqa: BLE001 - as with a certificate
+            told.append(events.TlsCertificateFailed(file=str(self._settings.client_ca), error=_reason(error)))
         for i, one in enumerate(self._settings.certificates):
             try:
                 if self._files(one) != self._loaded[i].files:
@@ -98,11 +105,20 @@ class Certificates:
                 told.append(events.TlsCertificateExpiring(file=str(one.certificate), expires=_date(end)))
         return told
 
-    def _files(self, one: Certificate) -> tuple[bytes, bytes]:
-        return self._read(one.certificate), self._read(one.key)
+    def _read_authority(self) -> bytes:
+        """Read whose client certificates count. Raises OSError, ValueError."""
+        if not self._settings.client_ca:
+            return b""
+        authority = self._read(self._settings.client_ca)
+        _trust(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), authority)
+        return authority
+
+    def _files(self, one: Certificate) -> tuple[bytes, bytes, bytes]:
+        """Give all that a context is made of."""
+        return self._read(one.certificate), self._read(one.key), self._authority
 
     def _load(self, one: Certificate) -> _Loaded:
-        chain, key = files = self._files(one)
+        chain, key, _ = files = self._files(one)
         leaf = x509.load_pem_x509_certificates(chain)[0]
         return _Loaded(files, self._context(chain, key), leaf, frozenset(_names(leaf)))
 
@@ -117,7 +133,7 @@ class Certificates:
         if self._authority:
             # Asked for and not demanded: a client without a certificate is a client like any other.
             context.verify_mode = ssl.CERT_OPTIONAL
-            context.load_verify_locations(cadata=self._authority)
+            _trust(context, self._authority)
         return context
 
     def _choose(self, link: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
@@ -175,8 +191,8 @@ def _date(when: datetime) -> str:
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _text(data: bytes) -> str:
-    return data.decode("ascii", "replace")
+def _trust(context: ssl.SSLContext, authority: bytes) -> None:
+    context.load_verify_locations(cadata=authority.decode("ascii", "replace"))
 
 
 def _reason(error: Exception) -> str:

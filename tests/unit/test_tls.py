@@ -119,6 +119,32 @@ def test_a_certificate_of_the_client_is_seen_when_its_authority_is_known(certifi
     assert without.getpeercert(binary_form=True) is None
 
 
+def test_a_changed_authority_of_clients_counts(certificate, authority, tmp_path):
+    other = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    loaded = Certificates(Tls(certificates=(certificate("mx.example.org"),), client_ca=tmp_path / "ca.pem"))
+    other.cert_pem.write_to_path(tmp_path / "ca.pem")
+    assert [one.NAME for one in loaded.refresh(NOW.timestamp())] == ["tls.certificate_loaded"]
+    _, end = seen(loaded, None, authority, other.issue_cert("client.example.org"))
+    assert names(end.getpeercert(binary_form=True)) == ["client.example.org"]
+    with pytest.raises(ssl.SSLError):
+        seen(loaded, None, authority, authority.issue_cert("client.example.org"))
+    # One that cannot be read changes nothing.
+    (tmp_path / "ca.pem").write_text("nothing")
+    (told,) = loaded.refresh(NOW.timestamp())
+    assert (told.NAME, told.file) == ("tls.certificate_failed", str(tmp_path / "ca.pem"))
+    _, end = seen(loaded, None, authority, other.issue_cert("client.example.org"))
+    assert names(end.getpeercert(binary_form=True)) == ["client.example.org"]
+
+
+@pytest.mark.parametrize("break_it", [lambda ca: ca.unlink(), lambda ca: ca.write_text("nothing")])
+def test_an_authority_that_cannot_be_used_is_an_error_with_its_file(break_it, authority, tmp_path):
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    break_it(tmp_path / "ca.pem")
+    with pytest.raises(ConfigError, match=f"tls.client_ca: {tmp_path}/ca.pem"):
+        Certificates(Tls(client_ca=tmp_path / "ca.pem"))
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
