@@ -38,6 +38,7 @@ smtpd_junk_command_limit = 10000
 smtpd_error_sleep_time = 0
 smtpd_forbidden_commands =
 smtpd_client_connection_count_limit = 0
+smtpd_client_port_logging = yes
 """
 
 EXIM_CONF = """\
@@ -93,6 +94,10 @@ class Receiver:
     def senders(self):
         """Give the envelope sender of each message that it has taken."""
 
+    def cut_off(self):
+        """Give the ports of clients that it has cut off in the midst of what they said."""
+        return set()
+
 
 class Postfix(Receiver):
     def prepare(self):
@@ -113,6 +118,11 @@ class Postfix(Receiver):
         # A queue file's records are a letter, a length and a text: S is the sender, and comes before content.
         found = [path.read_bytes() for path in (self.folder / "queue" / "hold").rglob("*") if path.is_file()]
         return [re.search(rb"S.([!-~]*@sender\.example)", one, re.DOTALL)[1].decode() for one in found]
+
+    def cut_off(self):
+        # For a field of a header among the commands (221), and for a BDAT without a size (521).
+        told = r"(?:non-SMTP command|malformed BDAT command syntax) from \S+\]:(\d+): "
+        return {int(port) for port in re.findall(told, (self.folder / "log").read_text())}
 
     def _run(self, command):
         words = [program("postfix"), "-c", self.folder / "config", command]
