@@ -163,6 +163,8 @@ class TlsFailed(DialogueError):
         super().__init__(text, status, reply)
         #: The result type of a TLS report (RFC 8460 section 4.3).
         self.kind = kind or "validation-failure"
+        #: Our own address of the connection; "" before there was one.
+        self.source = ""
 
 
 class MilterError(GatewayError):

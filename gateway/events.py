@@ -344,6 +344,7 @@ class TlsFailed(Event):
     policy_type: str = ""
     #: What a TLS report calls it (RFC 8460 section 4.3): "starttls-not-supported", "certificate-expired" ...
     result_type: str = ""
+    source_ip: str = ""
 
 
 @event("tls.certificate_loaded")

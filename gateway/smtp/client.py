@@ -54,9 +54,14 @@ class Target:
     path: str = ""
 
     def __str__(self) -> str:
+        return self.address if self.path else f"{self.host}[{self.ip}]:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """Where it is, whatever its name: "192.0.2.7:25", "[2001:db8::7]:25", "unix:/path"."""
         if self.path:
             return f"unix:{self.path}"
-        return f"{self.host}[{self.ip}]:{self.port}"
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
 class Connection(asyncio.Protocol):
@@ -97,7 +102,11 @@ class Connection(asyncio.Protocol):
         connection = cls(target, helo, timeouts)
         await connection._reach(sources)
         security = terms.security if terms else "none"
-        await connection._run(connection._dialogue.begin(security, login), terms=terms)
+        try:
+            await connection._run(connection._dialogue.begin(security, login), terms=terms)
+        except TlsFailed as error:
+            error.source = connection.source
+            raise
         return connection
 
     @property

@@ -105,7 +105,7 @@ class Dialogue:
 
         Raises DialogueError only while the host has taken nothing: another one may be tried then.
         """
-        if envelope.require_tls and not (self.secure and "REQUIRETLS" in self.extensions):
+        if envelope.require_tls and not self._keeps_tls:
             raise DialogueError("it does not promise to keep TLS (REQUIRETLS)", "5.7.30")
         tally = _Tally([self._unsendable(envelope, address) for address in envelope.recipients])
         if None in tally.verdicts:
@@ -194,6 +194,10 @@ class Dialogue:
                 tally.settle(verdict)
         self._dirty = False
 
+    @property
+    def _keeps_tls(self) -> bool:
+        return self.secure and "REQUIRETLS" in self.extensions
+
     def _mail(self, envelope: Envelope) -> bytes:
         line = b"MAIL FROM:<" + self._wire(envelope.sender) + b">"
         if "SIZE" in self.extensions:
@@ -202,7 +206,8 @@ class Dialogue:
             line += b" BODY=8BITMIME"
         if self._says_utf8(envelope):
             line += b" SMTPUTF8"
-        if envelope.require_tls:
+        # Also of a bounce, which does not depend on it (RFC 8689 section 5).
+        if self._keeps_tls and (envelope.require_tls or "REQUIRETLS" in envelope.params):
             line += b" REQUIRETLS"
         return line + self._dsn(envelope.params, "RET", "ENVID")
 

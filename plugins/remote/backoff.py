@@ -27,6 +27,8 @@ class Trouble(NamedTuple):
     #: When the last one was, and until when the address rests; seconds since the epoch.
     last: float
     until: float
+    #: The name under which it was tried last: many hosts may be one address.
+    host: str = ""
 
 
 class Backoff:
@@ -50,7 +52,8 @@ class Backoff:
         spread = REST + random.uniform(0, SPREAD)  # noqa: S311 - no secret, only not all at once
         new = after_timeout(trouble, self._clock.time(), spread)
         if new is not trouble:
-            await self._counters.mark(_key(target), KEPT, json.dumps(new._asdict()))
+            note = json.dumps(new._replace(host=target.host)._asdict())
+            await self._counters.mark(_key(target), KEPT, note)
 
     async def answered(self, target: Target, trouble: Trouble | None) -> None:
         """Forget: whatever it said, it is there."""
@@ -68,4 +71,4 @@ def after_timeout(trouble: Trouble | None, now: float, rest: float) -> Trouble:
 
 
 def _key(target: Target) -> str:
-    return f"{PREFIX}{target}"
+    return PREFIX + target.address

@@ -109,8 +109,15 @@ class Connector:
         return connection
 
     def _failed(self, peer: str, hop: Hop, error: TlsFailed, policy_type: str) -> None:
-        about = self._about(peer, hop, policy_type)
-        self._emit(events.TlsFailed(error=str(error), result_type=error.kind, reply=error.reply, **about))
+        self._emit(
+            events.TlsFailed(
+                error=str(error),
+                result_type=error.kind,
+                reply=error.reply,
+                source_ip=error.source,
+                **self._about(peer, hop, policy_type),
+            )
+        )
 
     def _about(self, peer: str, hop: Hop, policy_type: str) -> dict[str, Any]:
         return {

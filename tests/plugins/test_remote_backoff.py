@@ -87,12 +87,12 @@ async def known(deliver):
 async def test_a_connection_that_nobody_answers_is_remembered(remote, full):
     deliver = remote(full, timeout=0.1)
     assert "no connection in time" in (await deliver()).text
-    assert await known(deliver) == {f"127.0.0.1[127.0.0.1]:{full}": 1}
+    assert await known(deliver) == {f"127.0.0.1:{full}": 1}
 
 
 async def test_an_address_rests_after_two_connections_in_vain(remote, silent, clock):
     deliver = remote(silent)
-    address = f"127.0.0.1[127.0.0.1]:{silent}"
+    address = f"127.0.0.1:{silent}"
     steps = [
         # Seconds that pass, whether it is tried, tries that count then.
         (0, True, 1),
@@ -118,7 +118,7 @@ async def test_the_next_address_is_tried_at_once(remote, silent, clock):
             assert (await deliver()).result == "delivered"
             await deliver.chain.ask_plugin("remote", Stages.shutdown)
         assert len(host.contents) == 3
-    assert await known(deliver) == {f"127.0.0.1[127.0.0.1]:{silent}": 2}
+    assert await known(deliver) == {f"127.0.0.1:{silent}": 2}
 
 
 @pytest.mark.parametrize("greeting", ["220 hi", "554 5.7.1 go away", None])
@@ -126,7 +126,7 @@ async def test_whatever_an_address_answers_it_is_there(remote, clock, greeting):
     async with ScriptedHost({"greeting": greeting}) as host:
         deliver = remote(host.port)
         note = json.dumps({"tries": 1, "last": clock.time() - 600, "until": 0.0})
-        await deliver.chain.counters.mark(f"{PREFIX}127.0.0.1[127.0.0.1]:{host.port}", 60, note)
+        await deliver.chain.counters.mark(f"{PREFIX}127.0.0.1:{host.port}", 60, note)
         await deliver()
     assert await known(deliver) == {}
 

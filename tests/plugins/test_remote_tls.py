@@ -590,7 +590,8 @@ async def test_a_host_that_dns_names_must_offer_tls(remote, zones, chain):
         publish(zones, host, tlsa(chain.pem["leaf"], 3, 1, 1))
         deliver = remote(host, "tls: dane")
         assert (await deliver()).result == "deferred"
-    assert [event.result_type for event in deliver.events()] == ["starttls-not-supported"]
+    told = [(event.result_type, event.source_ip) for event in deliver.events()]
+    assert told == [("starttls-not-supported", "127.0.0.1")]
     assert host.contents == []
 
 

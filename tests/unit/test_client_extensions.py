@@ -287,6 +287,17 @@ async def test_requiretls_goes_to_hosts_that_promise_it_under_tls(offered, terms
     assert said == ([] if status else ["MAIL FROM:<s@me.example> REQUIRETLS"])
 
 
+@pytest.mark.parametrize("offered", ["REQUIRETLS", "SIZE"])
+async def test_what_does_not_depend_on_requiretls_has_it_where_it_is_offered(offered, certificate):
+    script = {"EHLO": f"250-x\r\n250-STARTTLS\r\n250 {offered}", "STARTTLS": "220 go"}
+    async with ScriptedHost(script, tls=certificate) as host:
+        connection = await connect(host, MUST)
+        await connection.send(envelope(params={"REQUIRETLS": ""}), MESSAGE)
+        connection.quit()
+    (said,) = [line for line in host.commands if line.startswith("MAIL")]
+    assert said.endswith(" REQUIRETLS") == (offered == "REQUIRETLS")
+
+
 @pytest.mark.parametrize("lhlo", ["250 host.example", "250-host.example\r\n250 PIPELINING"])
 async def test_lmtp_answers_for_each_recipient(lhlo):
     script = {

@@ -22,7 +22,7 @@ _REASON = "remote.backoff "
 Examples:
   mailward queue backoff
   mailward queue backoff --reset
-  mailward queue backoff --reset 'mx.example.com[192.0.2.7]:25'"""
+  mailward queue backoff --reset 192.0.2.7"""
 )
 @click.option("--reset", is_flag=True, help="Forget them: they are tried again at the next attempt.")
 @click.argument("address", default="")
@@ -46,9 +46,9 @@ def backoff(address: str, reset: bool, conf: Path | None, as_json: bool) -> None
     else:
         now = time.time()
         rests = (f"for {age(row['until'] - now)}" if row["until"] > now else "no" for row in rows)
-        columns = ("address", "tries", "last", "rests")
+        columns = ("address", "host", "tries", "last", "rests")
         lines = [
-            (row["address"], row["tries"], f"{age(now - row['last'])} ago", rest)
+            (row["address"], row["host"], row["tries"], f"{age(now - row['last'])} ago", rest)
             for row, rest in zip(rows, rests, strict=True)
         ]
         print_table(columns, lines)
