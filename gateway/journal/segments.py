@@ -66,6 +66,9 @@ class Segments:
             self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError):  # a full disk; it is only for people
+                os.ftruncate(self._lock, 0)
+                os.write(self._lock, f"{os.getpid()}\n".encode())
             found = segments(self._folder)
             if not found:
                 return 1, 0.0
@@ -74,8 +77,12 @@ class Segments:
             point("journal.open")
             self._continue(found[-1], length, now)
         except BlockingIOError:
+            owner = os.read(self._lock, 20).decode("ascii", "replace").strip() or "unknown"
             self.close()
-            raise JournalError(f"{self._folder}: another process writes this stream") from None
+            raise JournalError(
+                f"gateway.state: another gateway (pid {owner}) uses {self._folder.parents[1]}: "
+                f"stop it, or give this one a state of its own"
+            ) from None
         except OSError as error:
             self.close()
             raise JournalError(f"{self._folder}: {error.strerror}") from error

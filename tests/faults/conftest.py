@@ -86,7 +86,7 @@ class Gateway:
             cwd=self.base,
             env=_environment(),
             start_new_session=True,
-            **self.rights(),
+            preexec_fn=lambda: _become(**self.rights()),  # uvloop takes no `user` and `group`
         )
         line = await asyncio.wait_for(self.process.stdout.readline(), 20)
         assert b"serves" in line, f"it did not start: {line!r}"
@@ -131,6 +131,13 @@ class Gateway:
     def delivered(self):
         """Give the content of every file in the Maildir."""
         return [path.read_bytes() for path in (self.maildir / "new").iterdir()]
+
+
+def _become(user=None, group=None, extra_groups=()):
+    if user is not None:
+        os.setgroups(extra_groups)
+        os.setgid(group)
+        os.setuid(user)
 
 
 def _environment():

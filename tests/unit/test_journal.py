@@ -269,7 +269,7 @@ def test_a_journal_knows_when_it_had_ended(open_journal, tmp_path):
 
 def test_two_processes_cannot_write_one_stream(open_journal, tmp_path):
     open_journal()
-    with pytest.raises(JournalError, match="another process"):
+    with pytest.raises(JournalError, match=rf"another gateway \(pid {os.getpid()}\) uses"):
         Journal(tmp_path, "mx").open()
 
 
