@@ -139,6 +139,26 @@ def test_a_new_listener_is_served_by_all_and_a_dropped_one_by_none(running):
         socket.create_connection(("127.0.0.1", port))
 
 
+def test_a_listener_that_changes_does_so_in_all_workers_and_for_no_session(running):
+    before = [running.client() for _ in range(4)]
+    running.configure(
+        f'listeners: !replace [{{name: mx, protocol: lmtp, address: "127.0.0.1:{running.port}"}}]\n'
+    )
+    running.ask("reload")
+
+    def greeting():
+        with socket.create_connection(("127.0.0.1", running.port), 30) as link:
+            return link.recv(100).split()[2:]
+
+    assert together(20, greeting) == [[b"LMTP"]] * 20
+    for client in before:
+        assert client.docmd("MAIL FROM:<a@example.com>")[0] == 250
+        client.quit()
+    running.configure()
+    running.ask("reload")
+    assert greeting() == [b"ESMTP"]
+
+
 @pytest.mark.parametrize(
     "line",
     [
