@@ -78,10 +78,9 @@ def quote_local_part(local: str) -> str:
 def parse_path(argument: str, keyword: str) -> tuple[Address, str]:
     """Parse the argument of MAIL (`FROM:<a@b> SIZE=1`) or RCPT (`TO:<a@b>`).
 
-    Returns the address, unquoted, and the text of the parameters behind it. With "" as keyword any will do,
-    or none. As liberal as
-    qmail-smtpd (spec 3.4): either of `<>` may be missing, words before `<` do not count, a source route
-    is dropped. Raises AddressError.
+    Returns the address, unquoted, and the text of the parameters behind it. As liberal as qmail-smtpd (spec
+    3.4): both of `<>` may be missing, words before `<` do not count, a source route is dropped. With "" as
+    keyword any will do, or none, and `>` alone may be missing, too. Raises AddressError.
     """
     _, bracket, text = argument.partition("<")
     if not bracket:
@@ -90,6 +89,8 @@ def parse_path(argument: str, keyword: str) -> tuple[Address, str]:
         text = argument.partition(":")[2].lstrip(" ")
     text = _without_source_route(text)
     end = _terminator(text, ">" if bracket else " ")
+    if keyword and text and bracket and end == len(text):
+        raise AddressError(f"syntax: {keyword}:<address>")
     address = Address(_DECODED.sub(lambda m: m[1] or "", text[:end]))
     if len(bytes(address)) > LONGEST:
         raise AddressError(f"the address is longer than {LONGEST} octets")

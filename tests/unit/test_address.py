@@ -23,7 +23,6 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_si
         ("FROM:", "", ""),
         ("FROM:Joe <a@b>", "a@b", ""),
         ("<a@b>", "a@b", ""),
-        ("FROM:<a@b", "a@b", ""),
         ("FROM:<@r1,@r2:a@b>", "a@b", ""),
         ("FROM:<@r1:@r2:a@b>", "@r2:a@b", ""),
         ("FROM:<@r1>", "", ""),
@@ -38,6 +37,12 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_si
 )
 def test_paths_are_read_as_qmail_smtpd_reads_them(argument, address, rest):
     assert parse_path(argument, "FROM") == (address, rest)
+
+
+def test_an_end_is_missed_but_where_any_keyword_will_do():
+    with pytest.raises(AddressError, match="FROM:<address>"):
+        parse_path("FROM:<a@b", "FROM")
+    assert parse_path("FROM:<a@b", "") == ("a@b", "")
 
 
 @pytest.mark.parametrize("argument", ["", "FROM", "FROM a@b", "TO:a@b", "x"])
