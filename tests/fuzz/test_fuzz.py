@@ -1,9 +1,10 @@
-"""A short run of each target of fuzzing: its corpus, and inputs that are made of the corpus by chance.
+"""A short run of each target of fuzzing: its corpus, inputs made of it by chance, and some led by coverage.
 
-`make fuzz` runs them longer, led by coverage.
+`make fuzz` runs them longer.
 """
 
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,3 +61,10 @@ def test_inputs_made_of_it(name):
         except Exception as error:
             error.add_note(f"the input: {data!r}")
             raise
+
+
+def test_some_inputs_led_by_coverage():
+    pytest.importorskip("atheris", reason="it has no wheel for this machine")
+    command = [sys.executable, Path(__file__).with_name("fuzz.py"), "--short"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
