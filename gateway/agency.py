@@ -38,6 +38,10 @@ AS_ACCOUNT = ("dot_qmail",)
 _LONGEST_FILE = 1024 * 1024
 #: The agent answers at once; children that deliver have limits of their own.
 _WAIT = 30.0
+#: What a delivery may take besides the time of a program; its account could hold the child for ever.
+_MORE = 60.0
+#: The time of a program, where a site's own plugin has no setting for it.
+_PROGRAM = 600.0
 _MOST_FILES = 253
 _BUSY = 0.05
 
@@ -77,6 +81,12 @@ class Agency:
         with contextlib.suppress(AgentError):
             await asyncio.to_thread(self._ask_now, {"do": "notify", "word": word})
 
+    async def adopt(self) -> None:
+        """Have root go by the configuration that `bind` had read. Raises AgentError."""
+        said, _ = await asyncio.to_thread(self._ask_now, {"do": "adopt"})
+        if "error" in said:
+            raise AgentError(said["error"])
+
     async def unbind(self) -> None:
         """Have sockets removed whose listener is no more. To connect there is refused in any case."""
         with contextlib.suppress(AgentError):
@@ -100,8 +110,13 @@ class Agency:
             shares.append(share)
         return shares or [{} for _ in range(workers)]
 
-    async def ask(self, account: Account, request: bytes, body: FileBody | None) -> dict[str, Any]:
-        """Have the child of an account do something; to be cancelled is to hang up. Raises AgentError."""
+    async def ask(
+        self, account: Account, request: bytes, body: FileBody | None, within: float = _WAIT
+    ) -> dict[str, Any]:
+        """Have the child of an account do something, within so many seconds; to be cancelled is to hang up.
+
+        Raises AgentError.
+        """
         with contextlib.ExitStack() as stack:
             files = [_in_memory(request)]
             stack.callback(os.close, files[0])
@@ -109,7 +124,7 @@ class Agency:
                 files.append(os.open(body.path, os.O_RDONLY | os.O_CLOEXEC))
                 stack.callback(os.close, files[1])
             asked = {"do": "account", "account": account.user, "home": account.home}
-            said = await self._asked(asked, files)
+            said = await self._asked(asked, files, within)
         if "error" in said:
             raise AgentError(f"as {account.user}: {said['error']}")
         return said
@@ -119,19 +134,22 @@ class Agency:
 
         Raises AgentError.
         """
-        said = await self._asked({"do": "login", "plugin": plugin}, [credentials])
+        said = await self._asked({"do": "login", "plugin": plugin}, [credentials], 2 * _WAIT)
         if "error" in said:
             raise AgentError(str(said["error"]))
         return int(said["exit"])
 
-    async def _asked(self, asked: dict[str, Any], files: Sequence[int]) -> dict[str, Any]:
+    async def _asked(self, asked: dict[str, Any], files: Sequence[int], within: float) -> dict[str, Any]:
         """Ask what may take its time. Raises AgentError."""
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LONGEST_ANSWER)
         try:
             with theirs:
                 await self._send(asked, [*files, theirs.fileno()])
-            return await _all(reader)
+            async with asyncio.timeout(within):
+                return await _all(reader)
+        except TimeoutError:
+            raise AgentError(f"no answer came within {within:g} s") from None
         finally:
             writer.close()
 
@@ -169,6 +187,7 @@ class _AsAccount:
         self._agency = agency
         self._plugin = plugin
         self._call = call
+        self._within = getattr(plugin.settings, "program_time", _PROGRAM) + _MORE
 
     def at(self, stage: str) -> Callable[..., Any]:
         """Give the call of a stage."""
@@ -187,7 +206,8 @@ class _AsAccount:
         body = message.body if isinstance(message.body, FileBody) else None
         request = asked_to_deliver(self._plugin.stem, account, sent)
         try:
-            return outcome_of(await self._agency.ask(account, request, body), one.number, message)
+            said = await self._agency.ask(account, request, body, self._within)
+            return outcome_of(said, one.number, message)
         except AgentError as error:
             return Outcome(one.number, "deferred", f"{error}", "4.3.0")
 

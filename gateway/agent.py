@@ -8,7 +8,8 @@ requests that workers send over one inherited socket:
   login     have a program that the configuration names look at a login, as root; gives its exit code
   read      open a file of TLS that the configuration names, if nobody but root can change where it leads
   reload    read the configuration again, by a reader without rights; bind what it lists anew
-  unbind    remove the sockets of listeners that the configuration has no more
+  adopt     go by what was read: before, its files of TLS may be read, and nothing else of it counts
+  unbind    forget what was not adopted; remove the sockets of listeners that are no more
   notify    tell systemd that we are ready, reload, or stop: it listens to the agent alone
 
 A request is a datagram with open files; the last of them is where its answer goes. What a request may say is
@@ -25,8 +26,6 @@ import selectors
 import signal
 import socket
 import stat
-import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,7 +35,8 @@ from gateway.accounts.ownership import refuse_changeable
 from gateway.endpoint import Endpoint
 from gateway.errors import AgentError
 from gateway.listeners import close_sockets, remove_path, remove_stale, share_out
-from gateway.partition.forking import serve_as, start_child, start_login
+from gateway.partition.children import IDLE, Children
+from gateway.partition.forking import serve_as, start_login
 from gateway.partition.notify import WORDS, notify
 from gateway.partition.privilege import give_state, read, user_of
 
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.accounts.book import Listed
     from gateway.listeners import Sockets
     from gateway.partition.privilege import Plan
 
@@ -54,10 +53,6 @@ if TYPE_CHECKING:
 _LONGEST_REQUEST = 4096
 #: What comes with a request: its text, a body, the way of its answer.
 _MOST_FILES = 3
-#: A child that has been asked nothing for so many seconds is let go.
-_IDLE = 60.0
-#: Accounts that have a child at one time; the one that was asked longest ago makes room.
-_CHILDREN = 200
 #: Programs that look at logins at one time.
 _LOGINS = 16
 
@@ -67,15 +62,6 @@ class Bound(NamedTuple):
 
     name: str
     address: Endpoint
-
-
-@dataclass(slots=True)
-class Child:
-    """The process of one account."""
-
-    pid: int
-    way: socket.socket
-    asked: float = field(default_factory=time.monotonic)
 
 
 def run(conf: Path, plan: Plan, serve: Serve) -> int:
@@ -121,12 +107,14 @@ class Agent:
         self._conf = conf
         self._plan = plan
         self._made = made
+        #: What a reload has read, while the workers prepare to use it.
+        self._next: dict[str, Any] | None = None
         self._account = account
         self._door = door
         self._book = Book(made["accounts"], account)
         #: Where sockets with a path were bound.
         self._paths = _paths(made)
-        self._children: dict[Listed, Child] = {}
+        self._children = Children()
         #: The processes that look at logins, and where each answer goes.
         self._logins: dict[int, int] = {}
 
@@ -147,7 +135,7 @@ class Agent:
             for one in (self._door, ending, woken):
                 ready.register(one, selectors.EVENT_READ)
             while True:
-                found = {key.fd for key, _ in ready.select(_IDLE / 2)}
+                found = {key.fd for key, _ in ready.select(IDLE / 2)}
                 if ending in found:
                     break
                 if woken.fileno() in found:
@@ -155,8 +143,7 @@ class Agent:
                 if self._door.fileno() in found and not self._take():
                     ready.unregister(self._door)
                 self._tidy()
-        for child in self._children.values():
-            child.way.close()
+        self._children.let_all_go()
         for endpoint in self._paths:
             remove_path(endpoint)
         ended, self.supervisor = self.supervisor, 0
@@ -192,44 +179,22 @@ class Agent:
     def _do(self, asked: dict[str, Any], data: bytes, files: Sequence[int]) -> None:
         what = asked["do"]
         if what == "account":
-            self._hand_on(self._book.find(str(asked["account"]), str(asked["home"])), data, files)
+            account = self._book.find(str(asked["account"]), str(asked["home"]))
+            self._children.hand_on(account, data, files, self._made)
         elif what == "login":
             self._login(str(asked["plugin"]), files)
         elif what == "read":
             self._read(str(asked["path"]), files[-1])
         elif what == "reload":
             self._reload([str(one) for one in asked["bind"]], files[-1])
-        elif what == "unbind":
-            self._unbind()
+        elif what in ("adopt", "unbind"):
+            (self._adopt if what == "adopt" else self._unbind)()
             _answer(files[-1], {})
         elif what == "notify" and asked["word"] in WORDS:
             notify(asked["word"])
             _answer(files[-1], {"told": asked["word"]})
         else:
             raise AgentError(f"there is no request {what}")
-
-    def _hand_on(self, account: Listed, data: bytes, files: Sequence[int]) -> None:
-        child = self._children.get(account) or self._start(account)
-        child.asked = time.monotonic()
-        try:
-            socket.send_fds(child.way, [data], files, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            raise AgentError(f"{account.user}: too much waits for this account") from None
-        except OSError:
-            self._let_go(account)
-            raise AgentError(f"{account.user}: the child of this account has ended") from None
-
-    def _start(self, account: Listed) -> Child:
-        """Become an account in a child of its own."""
-        if len(self._children) >= _CHILDREN:
-            self._let_go(min(self._children, key=lambda one: self._children[one].asked))
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        about = {key: self._made[key] for key in ("site", "plugins")}
-        words = json.dumps({**about, "account": asdict(account)})
-        pid = start_child(account, theirs.fileno(), words, self._made["limits"])
-        theirs.close()
-        child = self._children[account] = Child(pid, ours)
-        return child
 
     def _login(self, plugin: str, files: Sequence[int]) -> None:
         """Have a program look at a login; its end is the answer."""
@@ -244,9 +209,7 @@ class Agent:
 
     def _tidy(self) -> None:
         """Let children go that have nothing to do; bury those that have ended."""
-        late = time.monotonic() - _IDLE
-        for account in [one for one, child in self._children.items() if child.asked < late]:
-            self._let_go(account)
+        self._children.tidy()
         with contextlib.suppress(ChildProcessError):
             while True:
                 # The supervisor's end is another's to see.
@@ -257,16 +220,11 @@ class Agent:
                 if (reply := self._logins.pop(found.si_pid, None)) is not None:
                     _answer(reply, {"exit": os.waitstatus_to_exitcode(status)})
                     os.close(reply)
-                for account in [one for one, child in self._children.items() if child.pid == found.si_pid]:
-                    self._let_go(account)
-
-    def _let_go(self, account: Listed) -> None:
-        """Ask a child no more: it ends what is under way, then itself."""
-        self._children.pop(account).way.close()
+                self._children.bury(found.si_pid)
 
     def _read(self, path: str, reply: int) -> None:
         """Hand over a file that the configuration names. Raises AgentError."""
-        if path not in self._made["files"]:
+        if not any(path in plan["files"] for plan in (self._made, self._next) if plan):
             raise AgentError(f"{path}: no listener has this file")
         found = os.open(refuse_changeable(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -290,12 +248,18 @@ class Agent:
                 close_sockets(share, paths=False)
             self._paths |= _paths(made)
         made["user"], made["workers"] = self._made["user"], self._made["workers"]
-        self._made, self._book = made, Book(made["accounts"], self._account)
-        for account in list(self._children):
-            self._let_go(account)
+        self._next = made
+
+    def _adopt(self) -> None:
+        """Go by what the last reload has read, now that every worker can."""
+        if self._next is None:
+            raise AgentError("nothing was read that is not in use")
+        self._made, self._book, self._next = self._next, Book(self._next["accounts"], self._account), None
+        self._children.let_all_go()
 
     def _unbind(self) -> None:
         """Remove what a reload has dropped, but nothing that is served: by this no worker keeps mail out."""
+        self._next = None
         for endpoint in self._paths - _paths(self._made):
             remove_stale(endpoint.path)
 

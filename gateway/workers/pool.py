@@ -110,6 +110,8 @@ class Pool:
             opened = await self._bind(added, len(self.seats))
             try:
                 await self._all("prepare", configuration=_handed(new))
+                if self._agency:
+                    await self._agency.adopt()
             except GatewayError:
                 await self._all("abandon", quiet=True)
                 await self._drop(opened)

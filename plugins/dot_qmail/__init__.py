@@ -46,7 +46,8 @@ class Settings(accounts.ProgramLimits):
 
     #: Instructions for accounts without a `.qmail` file, or with an empty one; may be several lines.
     default_delivery: str = "./Maildir/"
-    #: A program line is ended, with all that it has started, when it runs longer than this.
+    #: A program line is ended, with all that it has started, when it runs longer than this. Under root, so
+    #: is a whole delivery that takes a minute longer.
     program_time: Duration = Field(default=600.0, gt=0)
     #: Where program lines find their commands; qmail's own programs (`preline`, `forward`) are among them.
     program_path: str = PATH

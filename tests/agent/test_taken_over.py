@@ -254,6 +254,9 @@ def test_a_reload_lists_what_is_listed_by_then(door):
     door.write()
     said, (listening,) = door.say({"do": "reload", "bind": [f"127.0.0.1:{port}", "127.0.0.1:22"]})
     assert said == {"bound": [[[f"127.0.0.1:{port}", 1]]]}
+    assert "no account" in door.account("new", home, exists("new"))["error"]
+    assert door.say({"do": "adopt"}) == ({}, [])
+    assert "nothing was read" in door.say({"do": "adopt"})[0]["error"]
     with socket.socket(fileno=listening) as served, socket.create_connection(("127.0.0.1", port)):
         served.setblocking(True)
         served.accept()[0].close()
