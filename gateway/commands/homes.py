@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.accounts.book import Book
 from gateway.accounts.ownership import refuse_changeable
@@ -76,7 +76,9 @@ def _listed(configuration: Configuration) -> Iterator[tuple[str, str, int, Place
     """Give name, home, uid and place of each account that the configuration lists."""
     tree = configuration.tree
     listed = plan.accounts(tree)
-    found = [(name, ("virtual", name), one) for name, one in listed["virtual"].items()]
+    found: list[tuple[str, tuple[str, ...], Any]] = [
+        (name, ("virtual", name), one) for name, one in listed["virtual"].items()
+    ]
     if listed["alias"]:
         found.append(("alias", ("alias",), listed["alias"]))
     for name, key, (home, uid, _) in found:

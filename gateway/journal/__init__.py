@@ -2,7 +2,20 @@
 
 from gateway.journal.reader import accepted, newest, read
 from gateway.journal.segments import ended, positions
-from gateway.journal.story import Story, render, tell
+from gateway.journal.story import Story, find, render, stories, tell
 from gateway.journal.writer import Journal, Output
 
-__all__ = ["Journal", "Output", "Story", "accepted", "ended", "newest", "positions", "read", "render", "tell"]
+__all__ = [
+    "Journal",
+    "Output",
+    "Story",
+    "accepted",
+    "ended",
+    "find",
+    "newest",
+    "positions",
+    "read",
+    "render",
+    "stories",
+    "tell",
+]

@@ -9,7 +9,7 @@ from gateway.journal.line import summary
 from gateway.journal.reader import read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 #: How many messages one may have to do with each other before the story ends there.
@@ -37,10 +37,31 @@ class Story:
 def tell(folder: Path, wanted: str, *, limit: int = 20) -> list[Story]:
     """Tell the stories of the messages that `wanted` names: an id, the beginning of one, or an address.
 
-    Of an address the newest `limit` messages are told, oldest first.
+    Of several the newest `limit` messages are told, oldest first.
     """
-    ids = _find(folder, wanted)[-limit:]
-    return [_story(folder, message, set()) for message in ids]
+    return stories(folder, find(folder, wanted)[-limit:])
+
+
+def find(folder: Path, wanted: str) -> list[str]:
+    """Give the ids of the messages that are meant, in the order in which they were first seen."""
+    found: dict[str, None] = {}
+    for one in read(folder, having=wanted):
+        message = one.get("message", "")
+        if message and (message.startswith(wanted) or wanted in (one.get("sender"), one.get("recipient"))):
+            found[message] = None
+    return list(found)
+
+
+def stories(folder: Path, ids: Iterable[str]) -> list[Story]:
+    """Tell the stories of messages; what one of them has given birth to is told there, and not again."""
+    found: list[Story] = []
+    told: set[str] = set()
+    for message in ids:
+        if message not in told:
+            family: set[str] = set()
+            found.append(_story(folder, message, family))
+            told |= family
+    return found
 
 
 def render(story: Story, indent: str = "") -> Iterator[str]:
@@ -51,16 +72,6 @@ def render(story: Story, indent: str = "") -> Iterator[str]:
         yield f"{indent}  {one['time'][:23]}  {one['event']:<20}  {summary(one)}".rstrip()
     for birth in story.births:
         yield from render(birth, indent + "    ")
-
-
-def _find(folder: Path, wanted: str) -> list[str]:
-    """Give the ids of the messages that are meant, in the order in which they were first seen."""
-    found: dict[str, None] = {}
-    for one in read(folder, having=wanted):
-        message = one.get("message", "")
-        if message and (message.startswith(wanted) or wanted in (one.get("sender"), one.get("recipient"))):
-            found[message] = None
-    return list(found)
 
 
 def _story(folder: Path, message: str, seen: set[str]) -> Story:

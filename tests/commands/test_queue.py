@@ -131,6 +131,21 @@ def test_what_is_empty_or_wrong_does_not_mean_all(site, send):
     assert ids(site) == [waiting]
 
 
+def test_ids_stand_alone_and_their_beginning_is_enough_to_see_one(site, send):
+    invoice, hello = send(text=INVOICE), send()
+    assert invoice in site.mailward("queue", "hold", invoice, "--domain", "elsewhere.example")
+    assert ids(site, "--state", "held") == [invoice]
+    assert "say which messages" in site.mailward("queue", "hold", hello, "--all", code=2)
+    said = site.mailward("queue", "redirect", "ann@example.net", hello, invoice, "--dry-run")
+    assert [line.split("\t")[1] for line in said.splitlines()] == [invoice, hello]
+    same = next(at for at in range(len(hello)) if hello[at] != invoice[at])
+    assert "Subject: Your invoice 7" in site.mailward("queue", "show", invoice[: same + 1].upper())
+    assert f"begin so, {invoice} and {hello}" in site.mailward("queue", "show", invoice[:same], code=1)
+    assert "no message 01-nothing is in the queue" in site.mailward("queue", "show", "01-nothing", code=1)
+    site.mailward("queue", "delete", invoice)
+    assert ids(site) == [hello]
+
+
 def test_ids_come_from_another_command(site, send):
     wanted = send(text=INVOICE)
     send()

@@ -9,7 +9,8 @@ import pytest
 
 from gateway import console
 from gateway.errors import ControlError
-from gateway.journal import read
+from gateway.events import MessageAccepted
+from gateway.journal import Journal, read
 
 EMPTY = "no message in the queue matches\n"
 
@@ -249,3 +250,19 @@ def test_trace_tells_the_whole_story(site, running):
     names = [row["event"] for row in jsonl(site.mailward("trace", "ann@example.com", "--json"))]
     assert names[-1] == "message.finished"
     assert "knows no message nobody" in site.mailward("trace", "nobody", code=1)
+
+
+def test_of_many_messages_trace_tells_the_newest_and_how_many_there_are(site):
+    journal = Journal(site.base / "var" / "journal", "mail.example.org")
+    journal.open()
+    for number in range(25):
+        for _ in range(100 if number == 24 else 2):
+            journal.emit(MessageAccepted(message=f"01-{number:02d}", sender="ann@example.com"))
+    journal.close()
+    told = site.mailward("trace", "01-")
+    assert "message 01-04\n" not in told
+    assert "message 01-05\n" in told
+    assert "5 older messages are meant, too" in told
+    assert len(told.splitlines()) == 1 + 19 * 3 + 41
+    assert "  ... 61 more lines: mailward trace 01-24\n" in told
+    assert len(site.mailward("trace", "01-24").splitlines()) == 101

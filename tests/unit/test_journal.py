@@ -578,7 +578,9 @@ def test_the_story_of_a_message_has_its_session_and_its_births_and_nobody_elses(
         ("aa", ["aaa-1", "aab-2"]),
         ("bob@y.example", ["aab-2"]),
         ("joe@x.example", ["aaa-1"]),
-        ("ann@y.example", ["aaa-1", "bbb-3"]),
+        # The bounce to her is told with what it is the bounce of.
+        ("ann@y.example", ["aaa-1"]),
+        ("bbb", ["bbb-3"]),
         ("nobody@x.example", []),
     ],
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import sys
 import time
+import uuid
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway.commands.common import find_state, load
+from gateway.errors import QueueError
 from gateway.settings.units import parse_duration
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Ids that one call may name.
 _IDS = 1000
+#: Of an id.
+_DIGITS = 32
 _STATES: tuple[RecipientState, ...] = ("queued", "attempting", "held")
 #: What the help of each command says below its options.
 PATTERNS = """\b
@@ -95,6 +100,22 @@ def ask(conf: Path | None, name: str, **arguments: Any) -> Iterator[dict[str, An
             from gateway.commands.ownership import ask as ask_queue
 
             yield from ask_queue(configuration, name, told)
+
+
+def whole_id(conf: Path | None, text: str) -> str:
+    """Give the id of the one message in the queue that begins so; the text itself when there is none.
+
+    Raises QueueError when there are several.
+    """
+    digits = text.lower().replace("-", "")
+    if len(digits) >= _DIGITS or not re.fullmatch(r"[0-9a-f]+", digits):
+        return text
+    before = uuid.UUID(int=max(int(digits.ljust(_DIGITS, "0"), 16) - 1, 0))
+    rows = ask(conf, "queue.list", after=str(before), limit=2)
+    found = [row["id"] for row in rows if row["id"].startswith(text.lower())]
+    if len(found) > 1:
+        raise QueueError(f"{text}: several messages in the queue begin so, {' and '.join(found)} for example")
+    return found[0] if found else text
 
 
 def _ids(given: tuple[str, ...]) -> Iterator[str]:

@@ -24,17 +24,25 @@ _TABLE = 500
 def _verb(name: str, done: str, text: str, example: str, *arguments: Callable[..., Any]) -> click.Command:
     """Make a command that changes the messages of a filter."""
 
+    @click.argument("named", metavar="[ID]...", nargs=-1)
     @filters
     @click.option("--all", "every", is_flag=True, help="Every message; needed when nothing else is given.")
     @dry_run_option
     @conf_option
     @json_option
     def change(
-        conf: Path | None, as_json: bool, dry_run: bool, every: bool, to: str = "", **given: Any
+        conf: Path | None,
+        as_json: bool,
+        dry_run: bool,
+        every: bool,
+        named: tuple[str, ...],
+        ids: tuple[str, ...],
+        to: str = "",
+        **given: Any,
     ) -> None:
-        meant = wanted(**given)
+        meant = wanted(ids=ids + named, **given)
         if bool(meant) == every:
-            raise click.UsageError("say which messages: --id, --sender and so on, or --all for every one")
+            raise click.UsageError("say which messages: ID, --sender and so on, or --all for every one")
         more: dict[str, Any] = {"to": to} if to else {}
         rows = ask(conf, f"queue.{name}", **more, **meant, dry_run=dry_run)
         print_changed(rows, f"would be {done}" if dry_run else done, as_json=as_json)

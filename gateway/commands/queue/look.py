@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway.commands.common import age, conf_option, json_option, plain, print_json, print_table
-from gateway.commands.queue.asking import PATTERNS, ask, filters, wanted
+from gateway.commands.queue.asking import PATTERNS, ask, filters, wanted, whole_id
 from gateway.errors import QueueError
 from gateway.queue import AGES
 
@@ -66,11 +66,11 @@ Examples:
 def show(id_: str, body: bool, raw: bool, conf: Path | None, as_json: bool) -> None:
     """Show one message.
 
-    Its envelope, what the last attempts said, and its header.
+    Its envelope, what the last attempts said, and its header. The beginning of ID will do.
     """
     if body + raw + as_json > 1:
         raise click.UsageError("--body, --raw and --json exclude each other")
-    rows = ask(conf, "queue.show", ids=[id_], content=body or raw)
+    rows = ask(conf, "queue.show", ids=[whole_id(conf, id_)], content=body or raw)
     row = next(rows, None)
     if row is None:
         raise QueueError(f"no message {id_} is in the queue; `mailward trace {id_}` tells what became of it")
