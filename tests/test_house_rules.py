@@ -74,7 +74,6 @@ COMPUTES = {"time.strftime", "time.gmtime"}
 LONG = {
     "gateway/envelope.py": "all that mail is while it moves, beside each other",
     "gateway/events.py": "the vocabulary: one class an event, to be read in one place",
-    "gateway/agent.py": "all that runs as root while the gateway serves, to be read in one place",
     "gateway/worker.py": "the composition of a process, start to stop",
     "gateway/workers/pool.py": "the life of all workers, start to stop",
     "gateway/reception.py": "every stage of reception, in mail order",
