@@ -41,20 +41,21 @@ TEMPORARY = frozenset(
 def find_user(
     local: str,
     separator: str,
+    floor: int = 1,
     look_up: Callable[[str], pwd.struct_passwd] = pwd.getpwnam,
     owner_of: Callable[[str], int] = lambda home: os.stat(home).st_uid,  # noqa: PTH116 - a home of "" is none
 ) -> Account | None:
     """Give the user with the longest name that owns a local part; None when there is none.
 
-    Never root, and never a user whose home belongs to somebody else. Raises OSError when a home
-    cannot be looked at now.
+    Never one whose uid is below the floor, nor one whose home belongs to somebody else. Raises OSError when
+    a home cannot be looked at now.
     """
     for name, dash, ext in splits(local, separator):
         try:
             found = look_up(lower(name))
         except (KeyError, ValueError):
             continue
-        if found.pw_uid != 0 and _owns(found, owner_of):
+        if found.pw_uid >= floor and _owns(found, owner_of):
             return Account(found.pw_name, found.pw_uid, found.pw_gid, found.pw_dir, dash, ext, "passwd")
     return None
 

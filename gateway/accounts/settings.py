@@ -42,7 +42,7 @@ class Settings(Section):
 
     #: Users of this machine have mail, if their home is theirs; never root.
     system: bool = False
-    #: Users of this machine below this uid have none where the gateway delivers under each user's own uid.
+    #: Users of this machine with a uid below this have none: they are services.
     floor: int = Field(default=1000, ge=1)
     #: Separates a name from an extension in what senders write: `joe-tag`.
     separator: BreakCharacter = Field(default="-", alias="break")

@@ -1,8 +1,8 @@
 """accounts: say who controls a local part. Replaces qmail-getpw and users/assign.
 
 Options, in the order in which they are asked: `assign` (qmail's users/assign, or the users/cdb made of it),
-`virtual` (accounts that are no system users), `system` and `break` (users of this machine), `alias` (who gets
-what nobody else has). The first that knows a local part has it.
+`virtual` (accounts that are no system users), `system`, `floor` and `break` (users of this machine), `alias`
+(who gets what nobody else has). The first that knows a local part has it.
 
 Without `alias` there is one all the same, in the state folder, with a Maildir for the postmaster (unless
 `gateway.postmaster` names somebody else) and nothing else: qmail's installation asks for the same, since
@@ -55,7 +55,8 @@ class Accounts(Plugin[Settings]):
             return found
         if self.settings.system:
             # A directory service may take its time.
-            found = await asyncio.to_thread(accounts.find_user, local_part, self.settings.separator)
+            separator, floor = self.settings.separator, self.settings.floor
+            found = await asyncio.to_thread(accounts.find_user, local_part, separator, floor)
             if found:
                 return found
         home = self.site.state / "alias"

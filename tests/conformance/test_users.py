@@ -40,7 +40,7 @@ def owner_of(rows):
 def system_account(local):
     """Give (user, uid, gid, home, dash, ext) by the rules for system users, alias last."""
     rows = table()
-    found = passwd.find_user(local, "-", look_up(rows), owner_of(rows))
+    found = passwd.find_user(local, "-", look_up=look_up(rows), owner_of=owner_of(rows))
     if found is None:
         alias = rows[ALIAS]
         return ALIAS, alias["uid"], alias["gid"], alias["home"], "-", local

@@ -116,11 +116,13 @@ async def test_a_system_user_whose_home_is_theirs(tmp_path):
                 break
     else:
         pytest.skip("no user of this machine owns a home")
-    answer = await account(tmp_path, 'accounts: {system: true, break: "+"}', f"{user.pw_name.upper()}+Tag")
+    conf = f'accounts: {{system: true, floor: {user.pw_uid}, break: "+"}}'
+    answer = await account(tmp_path, conf, f"{user.pw_name.upper()}+Tag")
     assert split(answer) == (user.pw_name, "-", "Tag")
-    assert (
-        await account(tmp_path, 'accounts: {system: true, break: "+"}', f"{user.pw_name}-x")
-    ).value is None
+    assert (await account(tmp_path, conf, f"{user.pw_name}-x")).value is None
+    higher = f'accounts: {{system: true, floor: {user.pw_uid + 1}, break: "+"}}'
+    above = await account(tmp_path, higher, f"{user.pw_name}+tag")
+    assert (above.value, above.failed) == (None, False)
 
 
 def users_cdb(path, *records):
