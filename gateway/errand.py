@@ -12,7 +12,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from gateway.address import Address
 from gateway.envelope import (
@@ -30,7 +30,7 @@ from gateway.errors import AgentError, GatewayError
 from gateway.message import FileBody, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from gateway.envelope import Result
 
@@ -44,8 +44,20 @@ _ORIGINS = get_args(Origin)
 _STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 #: It becomes part of a file's name.
 _ID = re.compile(r"[0-9A-Za-z-]{1,64}")
-#: What any sender can reach by writing to an extension, and no more.
 _DASH = re.compile(r"-[^./\0]*")
+
+
+class Way(NamedTuple):
+    """How a line of users/assign leads to files of an account."""
+
+    dash: str
+    ext: str
+    #: A local part that begins with the line's has the rest of it behind the extension.
+    more: bool
+
+    def leads_to(self, dash: str, ext: str) -> bool:
+        """Whether mail that the line is for can have these two."""
+        return dash == self.dash and (ext.startswith(self.ext) if self.more else ext == self.ext)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +110,21 @@ def _written(
     return json.dumps({**asked, **more}).encode()
 
 
-def read_request(data: bytes, account: Account) -> Errand:
-    """Read a request to the child of an account. Raises AgentError for anything else."""
+def is_usual(dash: str, ext: str) -> bool:
+    """Whether any sender reaches what these two name by writing to an extension, of whatever account."""
+    return bool(_DASH.fullmatch(dash)) or not (dash or ext)
+
+
+def read_request(data: bytes, account: Account, ways: Iterable[Way] = ()) -> Errand:
+    """Read a request to the child of an account. Raises AgentError for anything else.
+
+    `ways` are what the account's lines in users/assign say, where that is not usual.
+    """
     try:
         asked = json.loads(data)
         stage, plugin = _text(asked["stage"]), _text(asked["plugin"])
         dash, ext = _text(asked["dash"]), _text(asked["ext"])
-        if not _DASH.fullmatch(dash) and (dash or ext):
+        if not is_usual(dash, ext) and not any(one.leads_to(dash, ext) for one in ways):
             raise AgentError(f"no file of an account is reached with the dash {dash!r}")
         recipient = Recipient(Address(_text(asked["address"])), Address(_text(asked["original"])))
         whose = Account(account.user, account.uid, account.gid, account.home, dash, ext)

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from gateway.accounts.assign import Assignments, parse_assign
 from gateway.accounts.ownership import owned, refuse_changeable
 from gateway.accounts.passwd import HIGHEST_ID
+from gateway.errand import Way, is_usual
 from gateway.errors import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from gateway.envelope import Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,8 @@ class Listed:
     home: str
     #: Its groups are those of the system's user of this name.
     system: bool = False
+    #: What lines of users/assign lead to its files by another dash than usual.
+    ways: tuple[Way, ...] = ()
 
 
 class Book:
@@ -58,8 +59,8 @@ class Book:
         listed = [self._plan["virtual"].get(name), self._plan["alias"] if name == "alias" else None]
         for home, uid, gid in filter(None, listed):
             yield _owned(name, home, uid, gid)
-        for one in self._assigned(name):
-            yield Listed(name, one.uid, one.gid, one.home)
+        if self._plan["assign"]:
+            yield from self._assigned(name)
         if self._plan["system"]:
             yield from self._user(name)
 
@@ -73,17 +74,25 @@ class Book:
         if Path(found.pw_dir).stat().st_uid == found.pw_uid:
             yield Listed(found.pw_name, found.pw_uid, found.pw_gid, found.pw_dir, system=True)
 
-    def _assigned(self, name: str) -> Iterator[Account]:
-        path = self._plan["assign"]
-        if not path:
-            return
+    def _assigned(self, name: str) -> Iterator[Listed]:
+        lines = self._lines(self._plan["assign"])
+        found: dict[tuple[int, int, str], dict[Way, None]] = {}
+        for table, more in ((lines.exact, False), (lines.prefixes, True)):
+            for one in table.values():
+                if one.user == name:
+                    ways = found.setdefault((one.uid, one.gid, one.home), {})
+                    if not is_usual(one.dash, one.ext or ("any" if more else "")):
+                        ways[Way(one.dash, one.ext, more)] = None
+        for (uid, gid, home), ways in found.items():
+            yield Listed(name, uid, gid, home, ways=tuple(ways))
+
+    def _lines(self, path: str) -> Assignments:
         status = refuse_changeable(path).stat()
         seen = (status.st_ino, status.st_size, status.st_mtime_ns)
         if self._assign is None or self._assign[0] != seen:
             text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
             self._assign = seen, parse_assign(text, path)
-        lines = self._assign[1]
-        yield from (one for one in (*lines.exact.values(), *lines.prefixes.values()) if one.user == name)
+        return self._assign[1]
 
 
 def _owned(name: str, home: str, uid: int | None, gid: int | None) -> Listed:

@@ -24,7 +24,7 @@ from gateway.accounts.ownership import refuse_changeable
 from gateway.chain import Answer
 from gateway.counters import Counters
 from gateway.envelope import Account
-from gateway.errand import LONGEST_REQUEST, answer_of, read_request
+from gateway.errand import LONGEST_REQUEST, Way, answer_of, read_request
 from gateway.errors import AgentError, GatewayError
 from gateway.hookspecs import Stages
 from gateway.loader.build import Loader
@@ -54,6 +54,7 @@ class Child:
         self._plan = plan
         known = plan["account"]
         self._account = Account(known["user"], known["uid"], known["gid"], known["home"])
+        self._ways = [Way(*one) for one in known["ways"]]
         self._calls: dict[str, Mapping[str, Callable[..., Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
@@ -109,7 +110,7 @@ class Child:
     async def _do(self, given: list[int]) -> dict[str, Any]:
         if not given:
             raise AgentError("there is no request")
-        errand = read_request(_content(given[0]), self._account)
+        errand = read_request(_content(given[0]), self._account, self._ways)
         refuse_changeable(self._account.home, self._account.uid)
         _account.set(errand.account)
         call = self._load(errand.plugin).get(errand.stage)

@@ -198,6 +198,24 @@ def test_a_request_to_a_child_says_nothing_but_mail(door, users):
     assert door.account(door.joe, request=exists(door.joe)) == {"value": True}
 
 
+def test_lines_of_assign_lead_to_files_that_have_no_dash_and_to_no_others(door, users):
+    uid, gid, home = users[door.joe][2], users[door.joe][3], users[door.joe].pw_dir
+    lines = ("+dot.:{}.::", "+pre:{}::", "=just:{}~:one:", "+list-:{}-list-::")
+    account = f"joe:{uid}:{gid}:{home}:"
+    (door.base / "assign").write_text("".join(f"{one.format(account)}\n" for one in lines) + ".\n")
+    door.plan["accounts"]["assign"] = str(door.base / "assign")
+    door.start()
+    ways = [(".", "x"), ("", "foo"), ("~", "one"), ("-list-", "x"), ("-", "x")]
+    for dash, ext in ways:
+        said = door.account("joe", home, exists("joe", dash=dash, ext=ext))
+        assert said == {"value": not dash}, (dash, ext)
+    for dash, ext in [("~", "two"), ("~", ""), ("-x.old", ""), ("/../x", ""), (".x", "")]:
+        assert (
+            "no file of an account" in door.account("joe", home, exists("joe", dash=dash, ext=ext))["error"]
+        )
+    assert "no file of" in door.account(door.joe, request=exists(door.joe, dash=".", ext="x"))["error"]
+
+
 def test_what_has_no_end_is_no_body(door):
     door.start()
     endless = os.open("/dev/zero", os.O_RDONLY)
