@@ -19,7 +19,7 @@ from gateway import events
 from gateway.errors import QueueError
 from gateway.message import FileBody, Message
 from gateway.queue import Filter
-from gateway.queue.archive.loading import Loaded, load
+from gateway.queue.archive.loading import Loaded, load, remember
 from gateway.queue.archive.reader import Archive
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Archiving:
                 async for loaded in load(self._queue, found, self._emit, time.time() if hold else 0.0):
                     self._wake()
                     yield _row(loaded)
+                await remember(self._queue, archive.finished())
             finally:
                 self._emit(
                     events.QueueRestored(

@@ -46,6 +46,7 @@ class Configuration:
             gateway.state,
             self.tree.base,
             self.settings.queue.lifetime,
+            conf=self.folder.absolute(),
         )
 
     @property

@@ -87,6 +87,8 @@ class Site:
     lifetime: float
     #: Number of the worker that this plugin runs in, and of its part of the queue; counts from 0.
     shard: int = 0
+    #: The folder of the configuration, as commands want to be told of it; None where there is none.
+    conf: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from gateway.queue.store import ENDED as ENDED
     from gateway.queue.store import MOVES as MOVES
     from gateway.queue.store import Finish as Finish
+    from gateway.queue.store import Loss as Loss
     from gateway.queue.store import Queue as Queue
     from gateway.queue.store import Rest as Rest
     from gateway.queue.store import Snapshot as Snapshot
     from gateway.queue.store import Stats as Stats
     from gateway.queue.store import View as View
+    from gateway.queue.store import Wreck as Wreck
     from gateway.queue.store import lane as lane
     from gateway.queue.suspension import Suspension as Suspension
 
@@ -41,6 +43,7 @@ _HOME = {
     "Dispatcher": "dispatcher",
     "Filter": "filter",
     "Finish": "store",
+    "Loss": "store",
     "MemoryQueue": "memory",
     "Queue": "store",
     "QueueDamaged": "gateway.errors",
@@ -53,6 +56,7 @@ _HOME = {
     "Stats": "store",
     "Suspension": "suspension",
     "View": "store",
+    "Wreck": "store",
     "bounce_envelope": "bounce",
     "is_client": "filter",
     "lane": "store",

@@ -89,6 +89,11 @@ class MemoryQueue(Queue):
             del self._finished[next(iter(self._finished))]
         return {id_ for id_ in ids if id_ in self._entries or id_ in self._finished}
 
+    async def remember(self, ended: Mapping[str, float]) -> None:
+        """Take messages for finished that ended elsewhere."""
+        both = {**ended, **self._finished}
+        self._finished = dict(sorted(both.items(), key=lambda one: one[1]))
+
     def views(self) -> Sequence[View]:
         """Open the one part that there is."""
         return [_View(self._entries, self._delivered, self._numbers)]

@@ -154,6 +154,52 @@ class View(ABC):
         """Let go of the store."""
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A message in a damaged part of a store of which something cannot be read."""
+
+    #: "" when not even that can be.
+    id: str
+    sender: str
+    #: What cannot be read.
+    missing: str
+    #: Who still waited for it, as the sender wrote it and as far as it is known; bounded.
+    recipients: Sequence[Address] = ()
+    #: The rest of the message is among the snapshots.
+    saved: bool = False
+
+
+class Wreck(View):
+    """Reads what is whole in a damaged part of a store, and changes nothing there.
+
+    `read` comes first; `count`, `oldest` and `snapshots` tell what it has found, and `losses` what it and
+    `snapshots` have not. What ended before may be among the snapshots where it cannot be told any more.
+    """
+
+    #: Nothing can be lost but what `losses` names.
+    sure: bool
+
+    @abstractmethod
+    def read(self) -> Iterator[tuple[int, int]]:
+        """Look through all of it; gives how far it has come, and of how much."""
+
+    @abstractmethod
+    def finished(self) -> Iterator[tuple[str, float]]:
+        """Give the ids of messages that have ended, and when they did."""
+
+    @abstractmethod
+    def oldest(self) -> float:
+        """Give the birth of the oldest message, infinity when there is none."""
+
+    @abstractmethod
+    def lose(self, snapshot: Snapshot, missing: str) -> None:
+        """Count a snapshot among the losses, since nobody can use it."""
+
+    @abstractmethod
+    def losses(self) -> Iterator[Loss]:
+        """Give the messages of which something is lost."""
+
+
 class Queue(ABC):
     """A store. All calls are coroutines of the owner's loop; a call that returns has committed.
 
@@ -198,12 +244,23 @@ class Queue(ABC):
         """Give those of the ids that any part of the store holds, or has finished within the lifetime."""
 
     @abstractmethod
+    async def remember(self, ended: Mapping[str, float]) -> None:
+        """Take messages for finished that ended elsewhere, each with its time.
+
+        No archive brings them back.
+        """
+
+    @abstractmethod
     def views(self) -> Sequence[View]:
         """Open all parts of the store to be read; the store itself need not be open. Raises QueueError."""
 
     def estate(self, folder: Path) -> Queue:
         """Give the part that a dead owner has left in a folder, not yet open. Raises QueueError."""
         raise QueueError(f"{folder}: this store keeps nothing in folders, so there is nothing to adopt")
+
+    def wreck(self, path: Path) -> Wreck:
+        """Open a damaged part of a store: its folder or file. Raises QueueError."""
+        raise QueueError(f"{path}: this store keeps nothing in files, so there is nothing to salvage")
 
     @abstractmethod
     async def claim(self, now: float, limit: int, busy: Mapping[str, int], per_lane: int) -> list[Entry]:

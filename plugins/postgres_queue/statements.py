@@ -385,6 +385,12 @@ async def known(connection: Connection, ids: Collection[str], since: float) -> s
     return {id_ for (id_,) in await cursor.fetchall()}
 
 
+async def remember(connection: Connection, ended: Mapping[str, float]) -> None:
+    """Take messages for finished."""
+    query = "INSERT INTO finished SELECT unnest(%s::uuid[]), unnest(%s::float8[]) ON CONFLICT DO NOTHING"
+    await connection.execute(query, [list(ended), list(ended.values())])
+
+
 async def stats(connection: Connection, now: float, bounds: Sequence[float]) -> list[rows.Row]:
     """Count recipients by domain, state and age."""
     return list(await (await connection.execute(_STATS, [now, list(bounds)])).fetchall())

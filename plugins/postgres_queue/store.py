@@ -293,6 +293,10 @@ class PostgresQueue(Queue):
         since = self._now() - self._lifetime
         return await self._reading.run(lambda one: statements.known(one, rows.ids_of(ids), since))
 
+    async def remember(self, ended: Mapping[str, float]) -> None:
+        """Take messages for finished that ended elsewhere."""
+        await self._reading.run(lambda one: statements.remember(one, ended))
+
     def views(self) -> Sequence[View]:
         """Open the database to be read."""
         return [DatabaseView(self._database)]

@@ -29,4 +29,4 @@ class SqliteQueuePlugin(Plugin[Settings]):
     def open_queue(self) -> Queue:
         """Give this worker's shard; whoever asked opens it."""
         folder = self.site.state / "queue" / f"shard-{self.site.shard}"
-        return SqliteQueue(folder, self.clock.time, self.site.lifetime)
+        return SqliteQueue(folder, self.clock.time, self.site.lifetime, self.site.conf)

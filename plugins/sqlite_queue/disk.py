@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
+from itertools import count
 from typing import TYPE_CHECKING, TextIO
 
 import apsw
 
-from gateway import point
+from gateway import FileBody, point
 from gateway.queue import QueueDamaged, QueueError, QueueLocked
+
+from .log import Log, log_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -19,6 +23,7 @@ VERSION = 2
 #: A file up to this size is read whole before it is used; of a larger one that is done beside the work, since
 #: a gateway with a million messages must be back in seconds. What SQLite meets on its way is found at once.
 CHECKED_FIRST = 64 * 1024 * 1024
+BLOCK = 64 * 1024
 
 
 def make_folders(folder: Path) -> None:
@@ -46,36 +51,63 @@ def lock(folder: Path) -> TextIO:
     return file
 
 
+def hold_lock(folder: Path) -> TextIO | None:
+    """Keep owners out of a folder that is only read. Raises QueueLocked."""
+    path = folder / "lock"
+    if not path.exists():
+        return None
+    file = path.open()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise QueueLocked(f"a gateway owns the queue in {folder}: stop it first") from error
+    return file
+
+
 def connect(path: Path, schema: str) -> apsw.Connection:
-    """Open the file to write, and check it. Raises QueueDamaged, QueueError."""
+    """Open the file to write, and check it; call `trust` in the end. Raises QueueDamaged, QueueError."""
     if not path.exists():
         _create(path, schema)
+    if Log(log_of(path)).damaged:
+        raise QueueDamaged(f"in {log_of(path).name} committed messages stand behind what cannot be read")
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-        connection.set_busy_timeout(10_000)
-        # Each build of SQLite has a default of its own; ours is that a commit is on stable storage.
-        connection.execute("PRAGMA synchronous = FULL")
-        found = fault(connection) if path.stat().st_size <= CHECKED_FIRST else ""
-        version = connection.pragma("user_version")
-    except (apsw.CorruptError, apsw.NotADBError, apsw.FormatError) as error:
-        raise damaged(path, str(error)) from error
-    except apsw.Error as error:
-        raise QueueError(f"{path}: {error}") from error
-    if found or version == 0:
-        raise damaged(path, found or "it is empty")
-    _check_version(path, version)
+        _check(connection, path)
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _check(connection: apsw.Connection, path: Path) -> None:
+    # Closed without more, it would move its log into what may be damaged.
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.set_busy_timeout(10_000)
+    # Each build of SQLite has a default of its own; ours is that a commit is on stable storage.
+    connection.execute("PRAGMA synchronous = FULL")
+    found = fault(connection) if path.stat().st_size <= CHECKED_FIRST else ""
+    version = connection.pragma("user_version")
+    if found or version == 0:
+        raise QueueDamaged(found or "it is empty")
+    check_version(path, version)
+
+
+def trust(connection: apsw.Connection) -> None:
+    """Let its log move home when it is closed: the file is whole."""
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
 
 
 def read_only(path: Path) -> apsw.Connection:
     """Open the file for queries beside the writer."""
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     connection.set_busy_timeout(10_000)
-    _check_version(path, connection.pragma("user_version"))
+    check_version(path, connection.pragma("user_version"))
     return connection
 
 
-def _check_version(path: Path, version: int) -> None:
+def check_version(path: Path, version: int) -> None:
+    """Refuse a file of another version of the schema. Raises QueueError."""
     if version != VERSION:
         age = "a newer" if version > VERSION else "an older"
         raise QueueError(f"{path} was written by {age} version (schema {version}); this one knows {VERSION}")
@@ -102,16 +134,32 @@ def fault(connection: apsw.Connection) -> str:
     return next((text for (text,) in connection.execute("PRAGMA quick_check(1)") if text != "ok"), "")
 
 
-def damaged(path: Path, fault: str) -> QueueDamaged:
-    """Make the error for a damaged file, with the way to save what is in it."""
-    aside = path.with_name("damaged.db")
+def damaged(path: Path, fault: str, conf: Path | None = None) -> QueueDamaged:
+    """Make the error for a damaged file, with the commands that save what is in it."""
+    shard, aside = path.parent, _unused(path.parent)
+    owner, archive = _owner(path), aside.with_name(f"{aside.name}.tar")
+    options = shlex.join(["--conf", str(conf)]) if conf else ""
     return QueueDamaged(
         f"{path} is damaged: {fault}\n"
-        f"To save what can be saved, with the gateway stopped:\n"
-        f"  mv {path} {aside}   (its -wal and -shm files too)\n"
-        f"  sqlite3 {aside} .recover | sqlite3 {path}\n"
-        f"  sqlite3 {path} 'PRAGMA user_version = {VERSION}; PRAGMA quick_check'"
+        f"To save what can be read, with the gateway stopped, as {owner} or root:\n"
+        f"  {shlex.join(['mv', str(shard), str(aside)])}\n"
+        f"  {shlex.join(['mailward', 'queue', 'salvage', str(aside), str(archive)])} {options}".rstrip()
+        + "\nThen start the gateway, and load what was saved:\n"
+        + f"  {shlex.join(['mailward', 'queue', 'restore', str(archive)])} {options}".rstrip()
     )
+
+
+def _unused(folder: Path) -> Path:
+    """Name a folder beside a shard that is not there yet, and that no gateway takes for one."""
+    names = (f"damaged-{folder.name}{f'-{number}' if number else ''}" for number in count())
+    return next(one for one in map(folder.with_name, names) if not one.exists())
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except (KeyError, OSError):
+        return "its owner"
 
 
 def free(connection: apsw.Connection, folder: Path) -> int:
@@ -147,6 +195,20 @@ def keep_body(source: Path, target: Path) -> None:
         target.unlink()
         raise
     point("body.kept")
+
+
+def unreadable(body: bytes | FileBody) -> str:
+    """Say what is wrong with a body that is a file; "" when it is whole."""
+    if not isinstance(body, FileBody):
+        return ""
+    size = 0
+    try:
+        with body.path.open("rb") as file:
+            while block := file.read(BLOCK):
+                size += len(block)
+    except OSError as error:
+        return f"its text: {body.path}: {error.strerror}"
+    return "" if size == body.size else f"its text: {body.path} has {size} bytes instead of {body.size}"
 
 
 def sweep_files(folder: Path, wanted: Collection[str]) -> None:

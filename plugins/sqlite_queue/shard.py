@@ -385,6 +385,11 @@ class Shard:
         """Give those of the ids that are here, or were finished since a time."""
         return {one for one in ids if self._value(_KNOWN, one, rows.id_key(one), since) is not None}
 
+    def remember(self, ended: Mapping[str, float]) -> None:
+        """Take messages for finished."""
+        found = ((rows.id_key(id_), when) for id_, when in ended.items())
+        self._many("INSERT OR IGNORE INTO finished VALUES (?, ?)", found)
+
     def forget_finished(self, before: float, limit: int) -> None:
         """Forget some ids of messages that ended before a time: they are among those born before it."""
         self._do(_FORGET, (rows.id_key(first_id(before)), before, limit))

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 import apsw
 
 from gateway import Address, FileBody, point
-from gateway.queue import AGES, Queue, QueueError, QueueFull, Rest, Stats, lane
+from gateway.queue import AGES, Queue, QueueDamaged, QueueError, QueueFull, Rest, Stats, lane
 
 from . import disk
 from .filtering import conditions, teach
 from .fresh import Fresh
 from .reader import Reader, fault
 from .rows import encode
+from .salvage import ShardWreck
 from .shard import Shard
 from .suspensions import Suspensions
-from .view import ShardView
+from .view import ShardView, told
 from .writer import Writer, translated
 
 if TYPE_CHECKING:
@@ -45,12 +46,19 @@ FORGET, FORGOTTEN = 60.0, 50_000
 class SqliteQueue(Queue):
     """One shard in `folder`. `now` gives the time in seconds since the epoch.
 
-    `lifetime`: so many seconds the ids of finished messages are kept.
+    `lifetime`: so many seconds the ids of finished messages are kept. `conf`: the configuration that
+    commands are given which an error names.
     """
 
-    def __init__(self, folder: Path, now: Callable[[], float], lifetime: float = 7 * 86400.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        now: Callable[[], float],
+        lifetime: float = 7 * 86400.0,
+        conf: Path | None = None,
+    ) -> None:
         self.folder = folder
-        self._lifetime = lifetime
+        self._lifetime, self._conf = lifetime, conf
         self.spool_folder = folder / "spool"
         self._bodies = folder / "bodies"
         self._now = now
@@ -77,7 +85,7 @@ class SqliteQueue(Queue):
             disk.make_folders(self.folder)
             self._lock = disk.lock(self.folder)
             path = self.folder / "queue.db"
-            connection = disk.connect(path, Path(__file__).with_name("schema.sql").read_text())
+            connection = disk.connect(path, _schema())
             self._shard = Shard(connection, self._bodies)
             with connection:
                 self._shard.sweep()
@@ -85,15 +93,19 @@ class SqliteQueue(Queue):
             teach(connection)
             self._reader, self._looker, self._checker = (Reader(path, self._bodies) for _ in range(3))
             self._free, self._looked = disk.free(connection, self.folder), time.monotonic()
+            disk.trust(connection)
         except Exception as error:
             self._unlock()
-            raise translated(error) from error
+            found = translated(error)
+            if isinstance(found, QueueDamaged):
+                found = disk.damaged(self.folder / "queue.db", str(error), self._conf)
+            raise found from error
 
     async def _check(self) -> None:
         """Read a large file whole, beside the work; one that is damaged takes nothing any more."""
         path = self.folder / "queue.db"
         if path.stat().st_size > disk.CHECKED_FIRST and (found := await self._checker.run(fault)):
-            self._writer.refuse(disk.damaged(path, found))
+            self._writer.refuse(disk.damaged(path, found, self._conf))
 
     async def close(self) -> None:
         """Finish what waits, and give the lock back."""
@@ -145,6 +157,10 @@ class SqliteQueue(Queue):
                 found |= view.known(ids, since)
         return found
 
+    async def remember(self, ended: Mapping[str, float]) -> None:
+        """Take messages for finished that ended elsewhere."""
+        await asyncio.shield(self._writer.submit(lambda shard: shard.remember(ended)))
+
     def views(self) -> Sequence[ShardView]:
         """Open this shard and those beside it."""
         folders = {self.folder, *self.folder.parent.glob("shard-*")}
@@ -154,7 +170,12 @@ class SqliteQueue(Queue):
         """Give the shard that a dead owner has left."""
         if not (folder / "queue.db").exists():
             raise QueueError(f"{folder} is no shard: it holds no queue.db")
-        return SqliteQueue(folder, self._now, self._lifetime)
+        return SqliteQueue(folder, self._now, self._lifetime, self._conf)
+
+    def wreck(self, path: Path) -> ShardWreck:
+        """Open a damaged shard."""
+        with told():
+            return ShardWreck(path, _schema())
 
     async def _refuse_when_full(self, size: int) -> None:
         """Look at the disk once a second at most, and count what is taken in between."""
@@ -462,3 +483,7 @@ def _held(busy: Mapping[str, int], entries: Sequence[Entry]) -> Mapping[str, int
             name = lane(entry, one)
             found[name] = found.get(name, 0) + 1
     return found
+
+
+def _schema() -> str:
+    return Path(__file__).with_name("schema.sql").read_text("utf-8")

@@ -24,7 +24,7 @@ class ShardView(View):
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
-        with _told():
+        with told():
             self._shard = Shard(disk.read_only(folder / "queue.db"), folder / "bodies")
 
     def close(self) -> None:
@@ -33,12 +33,12 @@ class ShardView(View):
 
     def count(self) -> int:
         """Count the entries."""
-        with _told():
+        with told():
             return self._shard.count()
 
     def known(self, ids: Collection[str], since: float) -> set[str]:
         """Give those of the ids that are here, or were finished since a time."""
-        with _told():
+        with told():
             return self._shard.known(ids, since)
 
     def snapshots(self) -> Iterator[Snapshot]:
@@ -47,23 +47,23 @@ class ShardView(View):
         What is born stands behind its parent in this order, even where a clock was set back. Of what is
         stored after the start only what was born here is given, so that this ends however much comes in.
         """
-        with _told():
+        with told():
             last, after = self._shard.last(), 0
         while page := self._page(after, last):
             for seq in page:
-                with _told():
+                with told():
                     found = self._shard.snapshot(seq)
                 if found:
                     yield found
             after = page[-1]
 
     def _page(self, after: int, last: int) -> list[int]:
-        with _told():
+        with told():
             return self._shard.after(after, last, PAGE)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Raise the queue's own exception for one of SQLite's."""
     try:
         yield

@@ -115,6 +115,23 @@ class Gateway:
         )
         return ended.returncode, ended.stdout + ended.stderr
 
+    def typed(self, line):
+        """Run a line in a shell, as a person types it; gives exit code and what it said."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        ended = subprocess.run(
+            line,
+            shell=True,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd="/",
+            env={**_environment(), "PATH": path},
+            timeout=20,
+            **self.rights(),
+        )
+        return ended.returncode, ended.stdout
+
     def ask(self, name, **arguments):
         return list(call(self.state, name, **arguments))
 

@@ -1,7 +1,12 @@
 """A gateway that must not start says why, with exit code 1, and touches nothing."""
 
+import asyncio
+import os
+
 import pytest
-from traffic import Load
+from traffic import Load, Sink, text
+
+PAGE = 4096
 
 
 async def test_a_state_that_another_gateway_uses_is_refused(gateway):
@@ -26,20 +31,90 @@ async def test_a_port_that_is_taken_is_named_with_its_listener(gateway):
     assert str(gateway.port) in said
 
 
-@pytest.mark.parametrize("where", [0, 4096])
-async def test_a_damaged_shard_is_refused_with_the_way_to_salvage(gateway, where):
-    await gateway.start()
-    for number in range(30):
-        await Load(gateway.port, 1).send(f"kept-{number}", ["far@example.net"])
-    assert await gateway.stop() == 0
-    shard = gateway.state / "queue" / "shard-0" / "queue.db"
-    with shard.open("r+b") as file:
+def header(folder):
+    _write(folder / "queue.db", 0)
+
+
+def root(folder):
+    _write(folder / "queue.db", PAGE)
+
+
+def leaf(folder):
+    raw = (folder / "queue.db").read_bytes()
+    _write(folder / "queue.db", raw.rindex(b"kept-20@") // PAGE * PAGE)
+
+
+def cut(folder):
+    path = folder / "queue.db"
+    os.truncate(path, path.stat().st_size * 4 // 5)
+
+
+def log(folder):
+    _write(folder / "queue.db-wal", 40 * PAGE)
+
+
+def _write(path, where):
+    with path.open("r+b") as file:
         file.seek(where)
-        file.write(b"\xff" * 4096)
-    damaged = shard.read_bytes()
+        file.write(os.urandom(PAGE))
+
+
+@pytest.mark.parametrize(
+    ("damage", "least"),
+    [
+        (leaf, 25),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in [(header, 30), (root, 30), (cut, 15), (log, 28)]
+        ),
+    ],
+)
+async def test_the_lines_that_refuse_a_damaged_shard_bring_its_mail_back(gateway, damage, least):
+    """Each line is typed as it is printed, by whoever it says."""
+    # All of the mail in one shard.
+    (gateway.base / "conf.d" / "one.yaml").write_text("gateway: {workers: 1}\n")
+    await gateway.start()
+    load = Load(gateway.port, 1)
+    for number in range(30):
+        await load.send(f"kept-{number}", ["far@example.net"], size=3000)
+    if damage is log:
+        await gateway.kill()
+    else:
+        assert await gateway.stop() == 0
+    shard = gateway.state / "queue" / "shard-0"
+    damage(shard)
+    before = {path: path.read_bytes() for path in shard.glob("queue.db*") if path.suffix != ".db-shm"}
     code, said = gateway.refused()
     assert code == 1
-    assert f"{shard} is damaged" in said
-    assert ".recover" in said
+    assert f"{shard / 'queue.db'} is damaged" in said
     assert "Traceback" not in said
-    assert shard.read_bytes() == damaged
+    assert {path: path.read_bytes() for path in before} == before
+    first, _, then = said.partition("Then start the gateway")
+    move, salvage = typed(first)
+    assert gateway.typed(move) == (0, "")
+    code, told = gateway.typed(salvage)
+    assert code == (damage not in (header, root)), told
+    sink = Sink()
+    server = await asyncio.start_server(sink.serve, "127.0.0.1", 0)
+    gateway.configure(sink=server.sockets[0].getsockname()[1])
+    await gateway.start()
+    (restore,) = typed(then)
+    code, told = await asyncio.to_thread(gateway.typed, restore)
+    assert code == 0, told
+    again = f"mailward queue retry --all --conf {gateway.base / 'conf.d'}"
+    assert (await asyncio.to_thread(gateway.typed, again))[0] == 0
+    await gateway.empty()
+    assert len(sink.copies) >= least
+    for token, copies in sink.copies.items():
+        assert [content.partition(b"Subject:")[2] for _, content in copies] == [wanted(token)]
+    server.close()
+
+
+def typed(text):
+    """Give the commands in a text: they stand behind two blanks."""
+    return [line for line in text.splitlines() if line.startswith("  ")]
+
+
+def wanted(token):
+    """Give what follows the first Subject of a message as it was sent."""
+    return (text(token) + b"more\n" * 600).partition(b"Subject:")[2]

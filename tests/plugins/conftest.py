@@ -1,5 +1,6 @@
 """Chains of a few bundled plugins, loaded by the real loader from settings as an admin writes them."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from gateway.envelope import Client, Session, Transaction
 from gateway.plugin import Services, Site
 from gateway.settings.tree import Tree
 from gateway.testing.fakes import FakeClock, FakeDns
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 #: The stages without which no chain is built.

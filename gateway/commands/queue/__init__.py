@@ -10,6 +10,7 @@ from gateway.commands.queue.change import CHANGES
 from gateway.commands.queue.destinations import resume, suspend, suspended
 from gateway.commands.queue.look import list_, show, stats
 from gateway.commands.queue.messages import adopt, export, import_
+from gateway.commands.queue.salvage import salvage
 
 
 class InOrder(click.Group):
@@ -42,5 +43,5 @@ def queue() -> None:
 
 for command in (list_, show, stats, *CHANGES, suspend, resume, suspended, backoff):
     queue.add_command(command)
-for command in (backup, verify, restore, export, import_, adopt):
+for command in (backup, verify, restore, export, import_, adopt, salvage):
     queue.add_command(command)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.commands.queue.work import Row
     from gateway.configuration import Configuration
     from gateway.message import FileBody
-    from gateway.queue import Filter
+    from gateway.queue import Filter, Queue
     from gateway.queue.archive.fates import Fates
     from gateway.queue.archive.reader import Archive
 
@@ -148,18 +148,13 @@ def restore(file: Path, hold: bool, journals: tuple[Path, ...], conf: Path | Non
 
 def archived(configuration: Configuration, out: IO[bytes], only: Filter | None = None) -> Iterator[Row]:
     """Write the queue, or what a filter matches, as an archive; as root, become the gateway's user before."""
-    from gateway.commands.assembly import Assembly
-    from gateway.hookspecs import Stages
     from gateway.journal import positions
     from gateway.queue.archive.writer import Manifest, Writer
 
     gateway = configuration.settings.gateway
     if not gateway.state.is_dir():
         raise QueueError(f"no gateway has run here: {gateway.state} does not exist")
-    assembly = Assembly.of(configuration)
-    queue = asyncio.run(assembly.generation.chain.ask(Stages.open_queue)).value
-    if queue is None:
-        raise QueueError("no plugin opens the queue: `mailward check` says why")
+    queue = store_of(configuration)
     created = time.time()
     manifest = Manifest(created, gateway.hostname, version("mailward"), positions(gateway.state / "journal"))
     writer = Writer(out, manifest)
@@ -174,6 +169,18 @@ def archived(configuration: Configuration, out: IO[bytes], only: Filter | None =
     writer.end()
     out.flush()
     yield {"messages": writer.messages, "total": writer.messages}
+
+
+def store_of(configuration: Configuration) -> Queue:
+    """Give the store, not open; as root, become the gateway's user before. Raises QueueError."""
+    from gateway.commands.assembly import Assembly
+    from gateway.hookspecs import Stages
+
+    assembly = Assembly.of(configuration)
+    queue: Queue | None = asyncio.run(assembly.generation.chain.ask(Stages.open_queue)).value
+    if queue is None:
+        raise QueueError("no plugin opens the queue: `mailward check` says why")
+    return queue
 
 
 def load_archive(
@@ -224,6 +231,7 @@ def _judged(configuration: Configuration, archive: Archive, journals: Sequence[P
             if judged.snapshot:
                 writer.add(judged.snapshot)
             forget_body(one.entry.message.body)
+        writer.remember(archive.finished())
         writer.end()
     lost = [asdict(one) for one in fates.lost()]
     return {"left_out": left_out, "again": again, "lost": lost, "holes": fates.holes()}

@@ -66,7 +66,7 @@ def read_snapshot(data: bytes, message: Message) -> Snapshot:
             Address(found["sender"]),
             message,
             recipients,
-            _finite(found["birth"]),
+            finite(found["birth"]),
             found["origin"],
             str(found["parent"]),
             dict(found["params"]),
@@ -79,7 +79,8 @@ def read_snapshot(data: bytes, message: Message) -> Snapshot:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _finite(value: Any) -> float:
+def finite(value: Any) -> float:
+    """Read a time. Raises ValueError."""
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{value} is no time")
@@ -116,7 +117,7 @@ def _recipient_of(found: dict[str, Any]) -> EntryRecipient:
         state,
         Route(**found["route"]) if found["route"] else None,
         int(found["attempts"]),
-        _finite(found["due"]),
+        finite(found["due"]),
         str(found["report"]),
         str(found["status"]),
     )

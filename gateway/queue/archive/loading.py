@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from gateway.message import FileBody
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Bounds of what is read before it is stored.
 MESSAGES, BYTES = 200, 16 * 1024 * 1024
+#: Ids that are stored at a time.
+IDS = 5000
 
 
 @dataclass(slots=True)
@@ -58,6 +61,12 @@ async def load(
             if isinstance(one, BaseException):
                 raise one
         yield loaded
+
+
+async def remember(queue: Queue, ended: Iterator[tuple[str, float]]) -> None:
+    """Let the queue know what has ended elsewhere. Raises QueueError."""
+    while page := await asyncio.to_thread(lambda: dict(islice(ended, IDS))):
+        await queue.remember(page)
 
 
 def _page(snapshots: Iterator[Snapshot]) -> dict[str, Snapshot]:

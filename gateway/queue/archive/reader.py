@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 import tempfile
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,8 +16,8 @@ from typing import IO, TYPE_CHECKING
 
 from gateway.errors import ArchiveError, MessageError
 from gateway.message import BLOCK, HEADER_LIMIT, Message, Spool
-from gateway.queue.archive.form import is_id, read_snapshot
-from gateway.queue.archive.writer import FORMAT, MANIFEST, MODE, SUMS, UNIT, Manifest
+from gateway.queue.archive.form import finite, is_id, read_snapshot
+from gateway.queue.archive.writer import FINISHED, FORMAT, MANIFEST, MODE, SUMS, UNIT, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -80,6 +81,8 @@ class Archive:
                 if member.name.endswith(".json") and member.name != MANIFEST:
                     self._snapshot(member, Message(b""))
                     messages += 1
+                if member.name == FINISHED:
+                    deque(self._ended(member), 0)
                 sums.write(f"{digest.hexdigest()}  {member.name}\n".encode())
                 progress(member.offset)
         progress(self.size)
@@ -97,6 +100,22 @@ class Archive:
                 yield self._snapshot(member, self._message(text, folder))
             text = member if member.name.endswith(".eml") else None
             progress(member.offset)
+
+    def finished(self) -> Iterator[tuple[str, float]]:
+        """Give the ids of messages that have ended, and when they did. Raises ArchiveError."""
+        for member in self._members():
+            if member.name == FINISHED:
+                yield from self._ended(member)
+
+    def _ended(self, member: _Member) -> Iterator[tuple[str, float]]:
+        for line in _lines(self._blocks(member)):
+            id_, _, when = line.decode("ascii", "replace").strip().partition(" ")
+            if not is_id(id_):
+                raise ArchiveError(f"{self.name}: {member.name} is damaged: {id_!r} is no id")
+            try:
+                yield id_, finite(when)
+            except ValueError as error:
+                raise ArchiveError(f"{self.name}: {member.name} is damaged: {error}") from None
 
     def unpack(self, folder: Path) -> None:
         """Write each message as two files, for the eyes of their owner only."""
@@ -209,14 +228,14 @@ class Archive:
 
 
 def _may_follow(member: _Member, last: _Member | None) -> bool:
-    """Tell whether this is the order: manifest, pairs of text and JSON, checksums."""
+    """Tell whether this is the order: manifest, pairs of text and JSON, what has ended, checksums."""
     if last is None:
         return True
     if last.name.endswith(".eml"):
         return member.name == f"{last.id}.json"
-    if last.name == SUMS:
-        return False
-    return member.name == SUMS or (member.name.endswith(".eml") and is_id(member.id))
+    if last.name in (FINISHED, SUMS):
+        return last.name == FINISHED and member.name == SUMS
+    return member.name in (FINISHED, SUMS) or (member.name.endswith(".eml") and is_id(member.id))
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:

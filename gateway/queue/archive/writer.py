@@ -1,7 +1,8 @@
 """The archive of a queue: a tar that any tool opens, and how it is written.
 
 In this order: `manifest.json`; for each message `ID.eml` (its bytes as they are kept, with LF) and `ID.json`
-(envelope and state); at the end `SHA256SUMS`, as sha256sum writes it, over all that stand before it.
+(envelope and state); in a salvaged one `finished.txt`, the ids of what has ended; at the end `SHA256SUMS`, as
+sha256sum writes it, over all that stand before it.
 Messages come in no order that means anything. Nothing is whole in memory but one message's JSON.
 """
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Raised when an older version could not read what a newer one writes.
 FORMAT = 1
-MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+MANIFEST, FINISHED, SUMS = "manifest.json", "finished.txt", "SHA256SUMS"
 #: Message texts are for the gateway's user alone, also when tar unpacks them.
 MODE = 0o600
 #: Whatever stands in a tar begins at a multiple of this.
@@ -73,6 +74,15 @@ class Writer:
         self._put(f"{id_}.json", snapshot_json(snapshot))
         self.messages += 1
         return True
+
+    def remember(self, ended: Iterable[tuple[str, float]]) -> None:
+        """Write the ids of messages that have ended, if any; comes behind every `add`."""
+        with tempfile.TemporaryFile() as lines:
+            lines.writelines(f"{id_} {when!r}\n".encode() for id_, when in ended)
+            size = lines.tell()
+            lines.seek(0)
+            if size:
+                self._write(FINISHED, size, iter(lambda: lines.read(BLOCK), b""))
 
     def end(self) -> None:
         """Write the checksums, and the end of the tar."""
