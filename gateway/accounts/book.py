@@ -6,8 +6,9 @@ with the group of the gateway, an account could read its queue.
 
 from __future__ import annotations
 
+import contextlib
 import pwd
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from gateway.errors import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from gateway.envelope import Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +55,14 @@ class Book:
                 raise AgentError(f"{name}: nothing is delivered as uid {found.uid}")
             if not 0 < found.gid <= HIGHEST_ID or found.gid == self._own.pw_gid:
                 raise AgentError(f"{name}: nothing is delivered with the group {found.gid}")
-            return found
+            return replace(found, ways=self._ways(found))
         raise AgentError(f"{name}: no account of that name has the home {home}")
 
     def _all(self, name: str) -> Iterator[Listed]:
         listed = [self._plan["virtual"].get(name), self._plan["alias"] if name == "alias" else None]
         for home, uid, gid in filter(None, listed):
             yield _owned(name, home, uid, gid)
-        if self._plan["assign"]:
-            yield from self._assigned(name)
+        yield from self._assigned(name)
         if self._plan["system"]:
             yield from self._user(name)
 
@@ -75,24 +77,31 @@ class Book:
             yield Listed(found.pw_name, found.pw_uid, found.pw_gid, found.pw_dir, system=True)
 
     def _assigned(self, name: str) -> Iterator[Listed]:
-        lines = self._lines(self._plan["assign"])
-        found: dict[tuple[int, int, str], dict[Way, None]] = {}
-        for table, more in ((lines.exact, False), (lines.prefixes, True)):
-            for one in table.values():
-                if one.user == name:
-                    ways = found.setdefault((one.uid, one.gid, one.home), {})
-                    if not is_usual(one.dash, one.ext or ("any" if more else "")):
-                        ways[Way(one.dash, one.ext, more)] = None
-        for (uid, gid, home), ways in found.items():
-            yield Listed(name, uid, gid, home, ways=tuple(ways))
+        yield from dict.fromkeys(Listed(name, one.uid, one.gid, one.home) for one, _ in self._lines(name))
 
-    def _lines(self, path: str) -> Assignments:
+    def _ways(self, account: Listed) -> tuple[Way, ...]:
+        whose = account.uid, account.gid, account.home
+        ways: dict[Way, None] = {}
+        # Of a file that does not count, nothing does; who is listed elsewhere is listed all the same.
+        with contextlib.suppress(AgentError, OSError, ValueError):
+            for one, more in self._lines(account.user):
+                usual = is_usual(one.dash, one.ext or ("any" if more else ""))
+                if (one.uid, one.gid, one.home) == whose and not usual:
+                    ways[Way(one.dash, one.ext, more)] = None
+        return tuple(ways)
+
+    def _lines(self, name: str) -> Iterator[tuple[Account, bool]]:
+        """Give the lines of users/assign that name a user, and whether more may follow their local part."""
+        path = self._plan["assign"]
+        if not path:
+            return
         status = refuse_changeable(path).stat()
         seen = (status.st_ino, status.st_size, status.st_mtime_ns)
         if self._assign is None or self._assign[0] != seen:
             text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
             self._assign = seen, parse_assign(text, path)
-        return self._assign[1]
+        for table, more in ((self._assign[1].exact, False), (self._assign[1].prefixes, True)):
+            yield from ((one, more) for one in table.values() if one.user == name)
 
 
 def _owned(name: str, home: str, uid: int | None, gid: int | None) -> Listed:

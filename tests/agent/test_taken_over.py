@@ -204,6 +204,7 @@ def test_lines_of_assign_lead_to_files_that_have_no_dash_and_to_no_others(door, 
     account = f"joe:{uid}:{gid}:{home}:"
     (door.base / "assign").write_text("".join(f"{one.format(account)}\n" for one in lines) + ".\n")
     door.plan["accounts"]["assign"] = str(door.base / "assign")
+    door.plan["accounts"]["virtual"]["joe"] = [home, uid, gid]
     door.start()
     ways = [(".", "x"), ("", "foo"), ("~", "one"), ("-list-", "x"), ("-", "x")]
     for dash, ext in ways:
