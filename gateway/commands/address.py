@@ -50,6 +50,8 @@ def address(
 
     if (address is None) == (batch is None):
         raise click.UsageError("give one ADDRESS, or --batch FILE")
+    if address == "":
+        raise click.BadParameter("it is empty; info@example.org is one", param_hint="ADDRESS")
     if client:
         try:
             ipaddress.ip_address(client)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: A local part that no `.qmail` file names, so that only a catch-all takes it.
 PROBE = "mailward-check"
+UNKNOWN = "an unknown account: add it to accounts.virtual, or a user"
 
 
 async def warnings(assembly: Assembly) -> list[Problem]:
@@ -83,23 +84,16 @@ def _setting(assembly: Assembly, stem: str, key: str) -> Any:
 async def _virtual(assembly: Assembly, key: str, owner: str, homes: dict[str, bool]) -> AsyncIterator[str]:
     """Warn of one virtual domain or address by what the chain says of mail for it."""
     shown = key or "(everything else)"
-    domain = key.rpartition("@")[2]
-    address = key if "@" in key else f"{PROBE}@{PROBE}{key}" if key.startswith(".") else f"{PROBE}@{key}"
+    domain, address = key.rpartition("@")[2], address_in(key)
     for text in await _refused(assembly, address) if key else ():
         yield f"{shown} is virtual but {text}"
     if domain in local_domains(assembly):
         yield f"{shown} is both local and virtual: it counts as local, and {owner} gets none of its mail"
         return
-    local, _, at = f"{owner}-{address}".rpartition("@")
-    answer = await assembly.generation.chain.ask(Stages.account, local, at)
-    if answer.failed:
-        why = assembly.failure(answer.plugin)
-        yield f"{shown} belongs to {owner}, whose account cannot be looked up: {why}"
-        return
-    account = answer.value
-    # Whoever gets all that nobody has (`alias`) has all of it as extension, the owner's name too.
-    if account is None or account.ext.endswith(local):
-        yield f"{shown} belongs to {owner}, an unknown account: add it to accounts.virtual, or a user"
+    account, why = await account_of(assembly, owner, address)
+    if account is None:
+        doubt = f"whose account cannot be looked up: {why}"
+        yield f"{shown} belongs to {owner}, {doubt if why else UNKNOWN}"
         return
     texts = () if account.home in homes else tuple(unsafe(account))
     homes.setdefault(account.home, not texts)
@@ -112,6 +106,22 @@ async def _virtual(assembly: Assembly, key: str, owner: str, homes: dict[str, bo
         yield f"{shown} belongs to {owner}, and whether its mail is taken cannot be told: {doubt}"
     if not taken and not _has_files(account, key):
         yield f"{shown} belongs to {owner}, in whose home {account.home} no .qmail file would take its mail"
+
+
+def address_in(key: str) -> str:
+    """Give an address that a key of `virtual_domains` is for; of a whole domain, a catch-all's."""
+    return key if "@" in key else f"{PROBE}@{PROBE}{key}" if key.startswith(".") else f"{PROBE}@{key}"
+
+
+async def account_of(assembly: Assembly, owner: str, address: str) -> tuple[Account | None, str]:
+    """Give the account of a virtual domain's owner, or why it cannot be looked up; neither if unknown."""
+    local, _, at = f"{owner}-{address}".rpartition("@")
+    answer = await assembly.generation.chain.ask(Stages.account, local, at)
+    account: Account | None = answer.value
+    if answer.failed:
+        return None, assembly.failure(answer.plugin)
+    # Whoever gets all that nobody has (`alias`) has all of it as extension, the owner's name too.
+    return (None if account is None or account.ext.endswith(local) else account), ""
 
 
 async def _refused(assembly: Assembly, address: str) -> Sequence[str]:

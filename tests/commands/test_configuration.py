@@ -301,39 +301,29 @@ def test_address_shows_what_a_plugin_failed_of(site):
     assert "rcpt\todd\tfailed: LookupError: no table" in said
 
 
-def test_domain_add_writes_one_file_that_counts(site):
-    site.home("new", default="./Maildir/\n")
-    said = site.mailward("domain", "add", "Example.COM", "new", "--home", str(site.base / "home" / "new"))
-    assert " reload" in said
-    assert "warning" not in said
-    assert [path.name for path in site.conf.iterdir() if "example.com" in path.name] == [
-        "domain-example.com.yaml"
-    ]
-    assert "abc" not in (site.conf / "domain-example.com.yaml").read_text()
-    assert "conf.d/domain-example.com.yaml:4" in site.mailward("address", "joe@example.com")
-    assert "no warnings" in site.mailward("check")
+def test_address_does_not_name_modules_that_are_ours(site):
+    (site.base / "home" / "abc" / ".qmail-info").chmod(0o666)
+    said = site.mailward("address", "info@example.org", code=1)
+    assert "exists\tdot_qmail\tfailed: DeliveryError: a .qmail file is writable for everybody" in said
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["example.net", "abc"], "conf.d/30-domains.yaml:4: example.net is a virtual domain already"),
-        (["mine.example", "abc"], "conf.d/50.yaml:1: mine.example is a local domain already"),
-        (["new.example", "abc", "--home", "/elsewhere"], "conf.d/30-domains.yaml:7"),
-    ],
-)
-def test_domain_add_refuses_and_writes_nothing(site, arguments, said):
-    site.write("50.yaml", "locals: {domains: [mine.example]}\n")
-    before = sorted(site.conf.iterdir())
-    assert said in site.mailward("domain", "add", *arguments, code=1)
-    assert sorted(site.conf.iterdir()) == before
+def test_no_address_is_wrong_usage(site):
+    for arguments in ([], [""]):
+        assert "ADDRESS" in site.mailward("address", *arguments, code=2)
 
 
-def test_domain_add_warns_of_an_unknown_account(site):
-    said = site.mailward("domain", "add", "example.com", "nobdy")
-    assert (
-        "warning: conf.d/domain-example.com.yaml:4: example.com belongs to nobdy, an unknown account" in said
+def test_check_warns_of_a_relay_stage_that_fails_and_of_nothing_that_is_not_so(site):
+    (site.base / "plugins").mkdir()
+    (site.base / "plugins" / "relay_control.py").write_text(
+        "from gateway import Plugin, hookimpl\n\nclass Odd(Plugin):\n    @hookimpl\n"
+        "    def relay(self):\n        raise LookupError('no table')\n"
     )
+    site.write(
+        "20-relay.yaml", "rcpthosts: {domains: [example.org, example.net]}\nplugins: {folders: [plugins]}\n"
+    )
+    said = site.mailward("check")
+    assert "relay_control cannot tell whether its mail from outside is taken: LookupError: no table" in said
+    assert "not in rcpthosts" not in said
 
 
 def test_a_plugin_adds_a_command(site):
