@@ -8,8 +8,6 @@ from gateway import lazy
 
 if TYPE_CHECKING:
     from gateway.smtp.client import Connection as Connection
-    from gateway.smtp.client import Target as Target
-    from gateway.smtp.client import Timeouts as Timeouts
     from gateway.smtp.client_tls import Terms as Terms
     from gateway.smtp.client_tls import unverified as unverified
     from gateway.smtp.client_tls import verified as verified
@@ -18,6 +16,8 @@ if TYPE_CHECKING:
     from gateway.smtp.talk import Envelope as Envelope
     from gateway.smtp.talk import Login as Login
     from gateway.smtp.talk import Verdict as Verdict
+    from gateway.smtp.target import Target as Target
+    from gateway.smtp.target import Timeouts as Timeouts
 
 #: name -> the module it lives in.
 _HOME = {
@@ -26,9 +26,9 @@ _HOME = {
     "Login": "talk",
     "Reply": "reply",
     "Server": "server.listening",
-    "Target": "client",
+    "Target": "target",
     "Terms": "client_tls",
-    "Timeouts": "client",
+    "Timeouts": "target",
     "Verdict": "talk",
     "unverified": "client_tls",
     "verified": "client_tls",

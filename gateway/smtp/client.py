@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from gateway.errors import DialogueError, TlsFailed, Unreachable
@@ -26,42 +25,9 @@ if TYPE_CHECKING:
     from gateway.message import Message
     from gateway.smtp.client_tls import Terms
     from gateway.smtp.talk import Envelope, Login, Talk, Verdict
+    from gateway.smtp.target import Target, Timeouts
 
     R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds that the other host may take (RFC 5321 section 4.5.3.2)."""
-
-    connect: float = 60.0
-    #: For the greeting, for each reply, and for each block of content to be taken.
-    command: float = 300.0
-    #: For the reply to the final dot.
-    final: float = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One address of a host to connect to."""
-
-    host: str
-    ip: str
-    port: int = 25
-    #: It speaks LMTP.
-    lmtp: bool = False
-    #: A socket on this host, in place of an address.
-    path: str = ""
-
-    def __str__(self) -> str:
-        return self.address if self.path else f"{self.host}[{self.ip}]:{self.port}"
-
-    @property
-    def address(self) -> str:
-        """Where it is, whatever its name: "192.0.2.7:25", "[2001:db8::7]:25", "unix:/path"."""
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
 class Connection(asyncio.Protocol):

@@ -23,28 +23,20 @@ and fails for good at one without digits.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from gateway.errors import DialogueError, DnsNotFound, TlsFailed
-from gateway.services import a_label
+from gateway.errors import DialogueError, TlsFailed
 from gateway.smtp.login import log_in
+from gateway.smtp.offer import Offer
 from gateway.smtp.talk import Hear, Pour, Say, Secure, Verdict, ask, expect
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from gateway.address import Address
     from gateway.smtp.talk import Envelope, Login, Talk
     from gateway.smtp.wire import RemoteReply
 
 #: Whether a dialogue goes under TLS: where it is offered, or else not at all, or from the first byte on.
 Security = Literal["none", "may", "required", "implicit"]
-
-_UNSENDABLE = re.compile(r"[\r\n\0]")
-#: The value of a parameter that may be passed on (RFC 5321 section 4.1.2, esmtp-value; RFC 6533 section 3).
-_VALUE = re.compile(r"[!-<>-~][!-~]{0,499}|(?i:utf-8);[^\x00-\x20\x7f-\x9f\ud800-\udfff]{1,494}")
 
 
 @dataclass(slots=True)
@@ -105,15 +97,16 @@ class Dialogue:
 
         Raises DialogueError only while the host has taken nothing: another one may be tried then.
         """
-        if envelope.require_tls and not self._keeps_tls:
+        offer = Offer(envelope, self.extensions, self.secure)
+        if envelope.require_tls and not offer.keeps_tls:
             raise DialogueError("it does not promise to keep TLS (REQUIRETLS)", "5.7.30")
-        tally = _Tally([self._unsendable(envelope, address) for address in envelope.recipients])
+        tally = _Tally([offer.unsendable(address) for address in envelope.recipients])
         if None in tally.verdicts:
             try:
                 if self._dirty:
                     expect(250, (yield from ask(b"RSET")), "RSET")
                 self._dirty = True
-                yield from self._offer(envelope, tally)
+                yield from self._envelope(offer, tally)
             except DialogueError as error:
                 self.finished = True
                 if not tally.begun:
@@ -145,14 +138,14 @@ class Dialogue:
             text = str(reply) if reply else ""
             raise TlsFailed("it offers no TLS", "4.7.4", text, kind="starttls-not-supported")
 
-    def _offer(self, envelope: Envelope, tally: _Tally) -> Talk[None]:
+    def _envelope(self, offer: Offer, tally: _Tally) -> Talk[None]:
         """Say MAIL, every RCPT and DATA: in one go where the host allows (RFC 2920)."""
         wanted = [i for i, verdict in enumerate(tally.verdicts) if verdict is None]
-        rcpts = [self._rcpt(envelope, i) for i in wanted]
+        rcpts = [offer.rcpt(i) for i in wanted]
         ahead = "PIPELINING" in self.extensions
         if ahead:
-            yield Say(b"\r\n".join([self._mail(envelope), *rcpts, b"DATA", b""]))
-        reply = yield from ask(b"" if ahead else self._mail(envelope))
+            yield Say(b"\r\n".join([offer.mail(), *rcpts, b"DATA", b""]))
+        reply = yield from ask(b"" if ahead else offer.mail())
         if reply.code == 421:  # noqa: PLR2004
             raise DialogueError("it is closing", reply.status, str(reply))
         tally.begun = True
@@ -194,70 +187,6 @@ class Dialogue:
                 tally.settle(verdict)
         self._dirty = False
 
-    @property
-    def _keeps_tls(self) -> bool:
-        return self.secure and "REQUIRETLS" in self.extensions
-
-    def _mail(self, envelope: Envelope) -> bytes:
-        line = b"MAIL FROM:<" + self._wire(envelope.sender) + b">"
-        if "SIZE" in self.extensions:
-            line += b" SIZE=%d" % envelope.size
-        if envelope.eight_bit and "8BITMIME" in self.extensions:
-            line += b" BODY=8BITMIME"
-        if self._says_utf8(envelope):
-            line += b" SMTPUTF8"
-        # Also of a bounce, which does not depend on it (RFC 8689 section 5).
-        if self._keeps_tls and (envelope.require_tls or "REQUIRETLS" in envelope.params):
-            line += b" REQUIRETLS"
-        return line + self._dsn(envelope.params, "RET", "ENVID")
-
-    def _rcpt(self, envelope: Envelope, index: int) -> bytes:
-        line = b"RCPT TO:<" + self._wire(envelope.recipients[index]) + b">"
-        if not envelope.rcpt_params:
-            return line
-        params = dict(envelope.rcpt_params[index])
-        original = params.get("ORCPT", "")
-        if not original.isascii() and not self._says_utf8(envelope):
-            params["ORCPT"] = _without_utf8(original)
-        return line + self._dsn(params, "NOTIFY", "ORCPT")
-
-    def _dsn(self, params: Mapping[str, str], *names: str) -> bytes:
-        """Pass on what the sender wants to be told, as it was given (RFC 3461 section 5.2)."""
-        if "DSN" not in self.extensions:
-            return b""
-        given = ((name, params.get(name, "")) for name in names)
-        return b"".join(f" {name}={value}".encode() for name, value in given if _VALUE.fullmatch(value))
-
-    def _says_utf8(self, envelope: Envelope) -> bool:
-        """Whether MAIL has SMTPUTF8: it is offered, and needed."""
-        addresses = (envelope.sender, *envelope.recipients)
-        needed = envelope.international or not all(address.is_ascii for address in addresses)
-        return needed and "SMTPUTF8" in self.extensions
-
-    def _wire(self, address: Address) -> bytes:
-        """Write an address as this host takes it."""
-        if address.is_ascii or "SMTPUTF8" in self.extensions:
-            return address.quoted().encode("utf-8", "surrogateescape")
-        return _in_ascii(address).encode("ascii")
-
-    def _unsendable(self, envelope: Envelope, recipient: Address) -> Verdict | None:
-        """Say what forbids this recipient before a word is said."""
-        for address, status in ((envelope.sender, "5.1.7"), (recipient, "5.1.3")):
-            if _UNSENDABLE.search(address):
-                return Verdict("failed", status, "the address holds a control character")
-        utf8 = "SMTPUTF8" in self.extensions
-        addresses = (envelope.sender, recipient)
-        if (envelope.international and not utf8) or not all(
-            _can_go(address, utf8=utf8) for address in addresses
-        ):
-            return Verdict("failed", "5.6.7", "the host takes no international addresses (SMTPUTF8)")
-        limit = self.extensions.get("SIZE", "")
-        if limit.isdecimal() and 0 < int(limit[:20]) < envelope.size:
-            return Verdict(
-                "failed", "5.3.4", f"the message is larger than the {limit} bytes that the host takes"
-            )
-        return None
-
 
 def _final(reply: RemoteReply) -> Verdict:
     if reply.mixed:
@@ -278,28 +207,3 @@ def _verdict(reply: RemoteReply, what: str, *, success: Literal[0, 2, 3]) -> Ver
     if reply.code >= 400:  # noqa: PLR2004
         return Verdict("deferred", reply.status, f"the host refused {what} for now", str(reply))
     return Verdict("deferred", "4.5.0", f"the host gave an answer out of place to {what}", str(reply))
-
-
-def _without_utf8(original: str) -> str:
-    """Write an ORCPT in ASCII (RFC 6533 section 3, utf-8-addr-xtext); "" for what is none of type utf-8."""
-    coded = re.sub(r"[^\x00-\x7f]", lambda hit: f"\\x{{{ord(hit[0]):X}}}", original)
-    return coded if original.lower().startswith("utf-8;") else ""
-
-
-def _can_go(address: Address, *, utf8: bool) -> bool:
-    if address.is_ascii:
-        return True
-    try:
-        address.encode()
-    except UnicodeEncodeError:
-        return False
-    return utf8 or _in_ascii(address).isascii()
-
-
-def _in_ascii(address: Address) -> str:
-    """Write an address with its domain in A-labels (RFC 5890)."""
-    local, at, domain = address.quoted().rpartition("@")
-    try:
-        return f"{local}{at}{a_label(domain)}"
-    except DnsNotFound:
-        return str(address)

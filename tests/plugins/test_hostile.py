@@ -219,6 +219,7 @@ REFUSALS = {
     "553 5.6.7 the address is not UTF-8\r\n",
     "553 5.7.1 relaying denied\r\n",
     "501 5.1.3 a recipient needs an address\r\n",
+    "501 5.1.3 syntax: TO:<address>\r\n",
     "555 5.5.4 parameter not recognised\r\n",
     "501 5.1.3 the address holds a control character\r\n",
     "501 5.1.3 a domain is missing behind the @\r\n",
