@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 
 from gateway.address import Address
-from gateway.envelope import Recipient, Route
+from gateway.envelope import Recipient, Route, new_id
 from gateway.errors import ArchiveError
 from gateway.message import HEADER_LIMIT, FileBody, Message, Spool
 from gateway.queue import Filter, Finish, Snapshot
@@ -256,6 +256,39 @@ def test_a_message_that_ends_while_it_is_written_is_left_out(snapshot, big):
     assert writer.add(snapshot())
     writer.end()
     assert opened(file.getvalue()).verify() == 1
+
+
+def ended(*lines):
+    """Give an archive without messages that says what has ended."""
+    file = io.BytesIO()
+    writer = Writer(file, MANIFEST)
+    writer.remember(lines)
+    writer.end()
+    return file.getvalue()
+
+
+def test_what_has_ended_comes_back(snapshot):
+    told = [(new_id(), 1_700_000_000.25 + n) for n in range(3000)]
+    archive = opened(ended(*told))
+    assert archive.verify() == 0
+    assert list(archive.finished()) == told
+    assert list(opened(archive_of(snapshot())).finished()) == []
+
+
+@pytest.mark.parametrize("line", [("../../x", 1.0), (new_id(), "soon"), (new_id(), "nan"), ("", "")])
+def test_what_has_ended_is_refused_where_it_is_damaged(line):
+    with pytest.raises(ArchiveError, match=r"finished\.txt is damaged"):
+        opened(ended((new_id(), 1.0), line)).verify()
+
+
+def test_what_has_ended_stands_behind_all_messages(snapshot):
+    file = io.BytesIO()
+    writer = Writer(file, MANIFEST)
+    writer.remember([(new_id(), 1.0)])
+    writer.add(snapshot())
+    writer.end()
+    with pytest.raises(ArchiveError, match="may not stand there"):
+        opened(file.getvalue()).verify()
 
 
 # Loading, into every store.

@@ -575,6 +575,18 @@ async def test_what_is_here_or_has_ended_is_not_restored(store, entry, clock):
     assert await store.restore(Snapshot(ended, 0, 1))
 
 
+async def test_what_has_ended_elsewhere_is_not_restored(store, entry, clock):
+    old, new, here = entry(), entry(), entry()
+    await store.add(here)
+    await store.remember({old.id: clock.time() - 6 * 86400.0, new.id: clock.time()})
+    await store.remember({new.id: clock.time() - 86400.0})
+    await store.remember({})
+    assert await store.known([old.id, new.id, here.id]) == {old.id, new.id, here.id}
+    assert not await store.restore(Snapshot(new, 0, 1))
+    clock.advance(2 * 86400.0)
+    assert await store.known([old.id, new.id]) == {new.id}
+
+
 async def test_big_and_wide_entries_are_restored(store, entry, clock):
     big, wide = entry(), entry(*(f"r{i}@x{i % 7}.example" for i in range(2500)))
     big.message = spooled(store, BIG)
