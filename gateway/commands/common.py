@@ -76,18 +76,18 @@ def _state_in(folder: Path) -> Path | None:
     from gateway.settings import Tree
     from gateway.settings.core import Gateway
 
-    files = sorted(folder.glob("[!.]*.yaml"))
+    files, base = sorted(folder.glob("[!.]*.yaml")), _base(folder) or folder.absolute().parent
     found, all_said = "", bool(files)
     for path in files:
         try:
-            tree = Tree.parse({path.name: path.read_text("utf-8-sig")})
+            tree = Tree.parse({path.name: path.read_text("utf-8-sig")}, base)
         except (ConfigError, OSError, UnicodeDecodeError):
             all_said = False
         else:
             found = tree.text("gateway", "state") or found
     if not found and all_said:
         found = str(Gateway.model_fields["state"].default)
-    return (_base(folder) or folder.absolute().parent) / found if found else None
+    return base / found if found else None
 
 
 def program() -> str:

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 def reload(conf: Path | None, as_json: bool) -> None:
     """Make the running gateway use the configuration as it is now; no session is cut.
 
-    With a problem in it the gateway keeps its old configuration; exit 1.
+    With a problem in it the gateway keeps its old configuration; exit 1. Homes that would get nothing are
+    warned of, as `check` does.
     """
+    from gateway.commands.homes import undelivered
+
     try:
-        state = load(conf).settings.gateway.state
+        configuration = load(conf)
     except ConfigError as error:
         raise ConfigError([*error.problems, _KEPT]) from error
-    rows = list(console.call(state, "reload"))
+    rows = list(console.call(configuration.settings.gateway.state, "reload"))
     if as_json:
         print_json(rows)
         return
@@ -35,6 +38,8 @@ def reload(conf: Path | None, as_json: bool) -> None:
         for what in ("added", "removed", "changed"):
             if row[what]:
                 click.echo(f"{what}: {', '.join(row[what])}")
+    for problem in undelivered(configuration):
+        click.echo(f"warning: {problem}")
 
 
 _KEPT = ConfigError("nothing was reloaded: a gateway that runs keeps its old configuration").problems[0]

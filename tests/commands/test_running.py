@@ -93,7 +93,9 @@ def _failing_reload(site):
 def test_reload_says_what_changed_and_who_asked(site, running):
     running()
     site.write("50.yaml", "badmailfrom: {senders: [spam@example.com]}\nbounces: {enabled: false}\n")
+    (site.base / "home" / "abc" / ".qmail-info").chmod(0o666)
     said = site.mailward("reload")
+    assert "/home/abc/.qmail-info is writable for everybody" in said
     assert "removed: bounces" in said
     assert "changed: badmailfrom" in said
     loaded = until(lambda: events(site, "config.loaded")[1:])
