@@ -74,6 +74,8 @@ class Dialogue:
         #: Keyword -> parameters, as EHLO answered.
         self.extensions: dict[str, str] = {}
         self.secure = False
+        #: We have logged in.
+        self._known = False
         #: No further transaction is possible.
         self.finished = False
         self._dirty = False
@@ -91,13 +93,14 @@ class Dialogue:
             if not self.secure:
                 raise TlsFailed("no password is sent without TLS", "4.7.4", kind="starttls-not-supported")
             yield from log_in(self.extensions.get("AUTH", ""), login)
+            self._known = True
 
     def transaction(self, envelope: Envelope) -> Talk[list[Verdict]]:
         """Offer one message; gives a verdict for each recipient.
 
         Raises DialogueError only while the host has taken nothing: another one may be tried then.
         """
-        offer = Offer(envelope, self.extensions, self.secure)
+        offer = Offer(envelope, self.extensions, self.secure, self._known)
         if envelope.require_tls and not offer.keeps_tls:
             raise DialogueError("it does not promise to keep TLS (REQUIRETLS)", "5.7.30")
         tally = _Tally([offer.unsendable(address) for address in envelope.recipients])

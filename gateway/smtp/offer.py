@@ -30,6 +30,8 @@ class Offer:
     extensions: Mapping[str, str]
     #: The connection is under TLS.
     secure: bool
+    #: We have logged in.
+    known: bool
 
     @property
     def keeps_tls(self) -> bool:
@@ -68,6 +70,9 @@ class Offer:
         # Also of a bounce, which does not depend on it (RFC 8689 section 5).
         if self.keeps_tls and (envelope.require_tls or "REQUIRETLS" in envelope.params):
             line += b" REQUIRETLS"
+        if self.known and envelope.params.get("AUTH") == "<>":
+            # Nobody vouches for the sender, and our login must not (RFC 4954 section 5).
+            line += b" AUTH=<>"
         return line + self._dsn(envelope.params, "RET", "ENVID")
 
     def rcpt(self, index: int) -> bytes:

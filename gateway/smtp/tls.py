@@ -11,6 +11,7 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -61,6 +62,8 @@ class Certificates:
             self._authority = self._read_authority()
         except (OSError, ValueError) as error:
             raise ConfigError(f"tls.client_ca: {settings.client_ca}: {_reason(error)}") from error
+        #: What the client at the other end of a link has asked for (SNI).
+        self._wanted: WeakKeyDictionary[ssl.SSLObject | ssl.SSLSocket, str] = WeakKeyDictionary()
         self._loaded: list[_Loaded] = []
         for one in settings.certificates:
             try:
@@ -136,10 +139,15 @@ class Certificates:
             _trust(context, self._authority)
         return context
 
+    def wanted(self, link: ssl.SSLObject) -> str:
+        """Give the name that a client has asked for; "" for none."""
+        return self._wanted.get(link, "")
+
     def _choose(self, link: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
         """Take the certificate for the name that the client asks for; the first when none fits."""
         if name is None:
             return
+        self._wanted[link] = name
         wanted = name.lower().removesuffix(".")
         wildcard = "*." + wanted.partition(".")[2]
         for loaded in self._loaded:

@@ -9,6 +9,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+import uvloop
+
 from gateway import journal
 from gateway.counters import Counters
 from gateway.listeners import open_sockets
@@ -48,7 +50,7 @@ class Running:
         self._services = Services(clock, dns, Counters(clock))
         self._started = threading.Event()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="mailward_gateway")
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._serve()), name="mailward_gateway")
         self._loop: asyncio.AbstractEventLoop
         self._ended: asyncio.Event
         self._worker: Worker

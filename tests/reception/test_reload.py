@@ -11,7 +11,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from gateway.services import Clock
 from gateway.testing.fakes import FakeDns
@@ -27,14 +26,6 @@ relay_control: !replace {clients: [10.0.0.5]}
 
 def site(keys="", protocol="smtp"):
     return LISTENER.format(protocol=protocol, keys=f", {keys}" if keys else "") + MORE
-
-
-class OnUvloop(Running):
-    """A gateway on the loop of `mailward run`; asyncio's own drops what a closing server has just taken."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self._thread = threading.Thread(target=lambda: uvloop.run(self._serve()))
 
 
 BEGINNING = site("xclient: [127.0.0.1]")
@@ -58,7 +49,7 @@ def running(authority):
         base = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         authority.issue_cert("mail.example.org").private_key_and_cert_chain_pem.write_to_path(base / "mx.pem")
         (base / "passwords").touch(mode=0o600)
-        yield stack.enter_context(OnUvloop(base, BEGINNING, Clock(), FakeDns()))
+        yield stack.enter_context(Running(base, BEGINNING, Clock(), FakeDns()))
 
 
 class Client:

@@ -51,7 +51,7 @@ def test_tls_is_offered_and_taken(serve, trust):
         assert not client.has_extn("STARTTLS")
         client.sendmail("ann@example.org", ["friend@elsewhere.example"], "Subject: hello\r\n\r\nhello\r\n")
     (told,) = gateway.wait_for("tls.established")
-    assert told["version"] == "TLSv1.3"
+    assert (told["version"], told["server_name"]) == ("TLSv1.3", "mail.example.org")
     assert b"with ESMTPS" in gateway.arrived()
 
 

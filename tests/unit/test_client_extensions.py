@@ -127,6 +127,16 @@ async def test_we_log_in_by_the_best_mechanism(mechanisms, exchange, used, certi
         assert not any(b64(LOGIN.password) in line for line in host.commands)
 
 
+@pytest.mark.parametrize("logs_in", [True, False])
+async def test_a_sender_whom_nobody_vouches_for_is_not_vouched_for_by_our_login(logs_in, certificate):
+    async with LoginHost("PLAIN", plain, tls=certificate) as host:
+        connection = await connect(host, login=LOGIN if logs_in else None)
+        await connection.send(envelope(params={"AUTH": "<>"}), MESSAGE)
+        connection.quit()
+    (mail,) = [line for line in host.commands if line.startswith("MAIL")]
+    assert mail.endswith(" AUTH=<>") is logs_in
+
+
 @pytest.mark.parametrize(("length", "alone"), [(370, False), (371, True), (9000, True)])
 async def test_a_login_too_long_for_a_command_line_goes_by_itself(length, alone, certificate):
     """RFC 4954 section 4: a response may be longer than a command."""

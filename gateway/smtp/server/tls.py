@@ -68,6 +68,7 @@ def note(connection: Connection) -> None:
         **about(session),
         version=link.version() or version,
         cipher=cipher,
+        server_name=connection.server.certificates.wanted(link),
         verified="certificate" if theirs else "",
     )
     connection.reception.chain_of(session).emit(told)
