@@ -75,7 +75,7 @@ class Gathered:
     def __init__(self, schema: str) -> None:
         self.connection = apsw.Connection("")
         self._do = self.connection.execute
-        self._do("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
+        self.connection.pragma("journal_mode", "off")
         self._do(schema)
         #: Made by the same words in the same order, a table begins at the same page in every shard.
         self.roots: dict[str, int] = dict(self._do("SELECT name, rootpage FROM sqlite_schema"))
