@@ -15,6 +15,7 @@ import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gateway.accounts.ownership import refuse_changeable
 from gateway.endpoint import Endpoint
 from gateway.envelope import Outcome
 from gateway.errand import LONGEST_ANSWER, asked_to_deliver, asked_whether_exists, outcome_of
@@ -198,14 +199,14 @@ class _AsAccount:
 
     async def _deliver_one(self, delivery: Delivery, one: EntryRecipient) -> Outcome:
         sent = replace(delivery, recipients=(one,))
-        account = await self._account(one.recipient)
-        if account is None:
-            outcome: Outcome = (await self._inline(sent))[0]
-            return outcome
         message = delivery.entry.message
         body = message.body if isinstance(message.body, FileBody) else None
-        request = asked_to_deliver(self._plugin.stem, account, sent)
         try:
+            account = await self._account(one.recipient)
+            if account is None:
+                outcome: Outcome = (await self._inline(sent))[0]
+                return outcome
+            request = asked_to_deliver(self._plugin.stem, account, sent)
             said = await self._agency.ask(account, request, body, self._within)
             return outcome_of(said, one.number, message)
         except AgentError as error:
@@ -224,11 +225,19 @@ class _AsAccount:
         return await said if hasattr(said, "__await__") else said
 
     async def _account(self, recipient: Recipient) -> Account | None:
-        """Give the account to become; None when nobody has it, or it is what we are already."""
+        """Give the account to become; None when nobody has it, or it is what we are already.
+
+        Raises AgentError for a home of ours that others could put another in the place of.
+        """
         local, _, host = recipient.address.rpartition("@")
         answer = await self._plugin.chain.ask(Stages.account, local, host)
         account: Account | None = None if answer.failed else answer.value
-        return None if account is None or account.uid == self._agency.uid else account
+        if account is None or account.uid != self._agency.uid:
+            return account
+        # What we cannot look at we cannot deliver to, and the plugin says so.
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(refuse_changeable, account.home, account.uid)
+        return None
 
 
 def _in_memory(data: bytes) -> int:

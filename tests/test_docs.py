@@ -100,6 +100,7 @@ def demo():
                 assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
                 return done.stdout.replace(f":{ports[1]}", ":2526").replace(f":{ports[0]}", ":2525")
 
+            run.pid = gateway.pid
             run.said = "".join(said).replace(f":{ports[0]}", ":2525")
             yield run
             gateway.terminate()
@@ -113,6 +114,13 @@ def free_ports(count):
     for one in sockets:
         one.close()
     return ports
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody")
+def test_as_root_the_demo_keeps_nothing_of_root(demo):
+    status = Path(f"/proc/{demo.pid}/status").read_text()
+    assert re.search(r"^Uid:((?:\s+\d+){4})$", status, re.MULTILINE)[1].split() == ["65534"] * 4
+    assert "CapPrm:\t0000000000000000" in status
 
 
 def test_the_start_says_what_the_readme_shows(demo):

@@ -44,8 +44,7 @@ def refused(configuration: Configuration, own: pwd.struct_passwd) -> Iterator[Pr
     for name, home, uid, place in _listed(configuration):
         try:
             # A worker delivers to its own user's homes, as itself.
-            if uid != own.pw_uid:
-                refuse_changeable(home, book.find(name, home).uid)
+            refuse_changeable(home, uid if uid == own.pw_uid else book.find(name, home).uid)
             yield from _changeable(home, place)
         except AgentError as error:
             remedy = "" if uid else f": run chown -R {own.pw_name}: {home}"

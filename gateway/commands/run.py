@@ -40,12 +40,25 @@ def run(conf: Path | None, demo: bool) -> None:
     signals.hold()
     folder = demo_folder() if demo else configuration_folder(conf)
     base = Path.cwd() if demo else None
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and demo:
+        _leave_root(folder, base)
+    elif os.geteuid() == 0:
         from gateway import agent
 
         serve = functools.partial(_serve, folder, base, demo=demo)
         sys.exit(agent.run(folder, lambda: _plan(folder, base), serve))
     _serve(folder, base, demo=demo)
+
+
+def _leave_root(folder: Path, base: Path | None) -> None:
+    """Become `gateway.user` for good: the demo needs nobody's rights, and its homes are that user's."""
+    from gateway.partition.privilege import become, give_state, read, user_of
+
+    made = read(folder, lambda: _plan(folder, base))
+    account = user_of(made["user"], made["user_at"])
+    give_state(Path(made["state"]), account)
+    become(account.pw_uid, account.pw_gid, account.pw_name)
+    os.umask(0o027)
 
 
 def _plan(folder: Path, base: Path | None) -> dict[str, Any]:

@@ -132,6 +132,8 @@ class DotQmail(Plugin[Settings]):
             now=self.clock.time(),
             fallback=fallback,
             path=self.settings.program_path,
+            # Where accounts are become, who is delivered to from here is nobody but the gateway.
+            programs=self.agency is None,
         )
         try:
             result = await self._in_thread(lambda: perform(job))

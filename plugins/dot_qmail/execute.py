@@ -64,6 +64,8 @@ class Job:
     dry_run: bool = False
     #: PATH of the programs.
     path: str = PATH
+    #: Whether the account is one whose programs may run.
+    programs: bool = True
 
     @property
     def delivered_to(self) -> str:
@@ -172,6 +174,8 @@ class _Run:
         return True
 
     def run_program(self, command: str) -> bool:
+        if not self.job.programs:
+            raise DeliveryError("4.7.0", "no program runs as the gateway's own user: chown the home")
         try:
             go_on, output = program.run(
                 command, self.job.account.home, self.environment, self.stdin, self.job.limits

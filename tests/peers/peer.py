@@ -13,9 +13,9 @@ from pathlib import Path
 
 from gateway import console, journal
 
-#: As root the gateway becomes this user, and the homes are his.
+#: As root the gateway becomes this user, and the homes are another's, whose programs may run.
 USER = "nobody"
-OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
+OWNER = os.geteuid() or 61003
 MAILWARD = Path(sys.executable).with_name("mailward")
 _PATIENCE = 20.0
 

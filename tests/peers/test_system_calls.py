@@ -8,11 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from peer import OWNER
 
 UNITS = Path(__file__).parents[2] / "contrib" / "systemd"
-#: An account that is not the gateway's user, so that the agent has to become it.
-OTHER = 65533
+#: The gateway's user, and an account that is not, so that the agent has to become it.
+OWNER, OTHER = 65534, 65533
 AS_OWNER = ["setpriv", f"--reuid={OWNER}", f"--regid={OWNER}", "--clear-groups"]
 pytestmark = [
     pytest.mark.timeout(200),
