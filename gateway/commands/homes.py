@@ -40,7 +40,14 @@ def undelivered(configuration: Configuration) -> Iterator[Problem]:
 
 def refused(configuration: Configuration, own: pwd.struct_passwd) -> Iterator[Problem]:
     """Warn of each account that the agent would not become; `own` is the gateway's user."""
-    book = Book(plan.accounts(configuration.tree), own)
+    try:
+        book = Book(plan.accounts(configuration.tree), own)
+    except ConfigError as error:
+        # A site's own `accounts` may have settings of its own; without root it is served all the same.
+        yield from (
+            Problem(f"{one.message}: root starts no such gateway", one.place) for one in error.problems
+        )
+        return
     for name, home, uid, place in _listed(configuration):
         try:
             # A worker delivers to its own user's homes, as itself.
@@ -55,7 +62,11 @@ def refused(configuration: Configuration, own: pwd.struct_passwd) -> Iterator[Pr
 
 def _closed(configuration: Configuration, own: int) -> Iterator[Problem]:
     """Warn of each home that we may not write."""
-    for name, home, uid, place in _listed(configuration):
+    try:
+        listed = list(_listed(configuration))
+    except ConfigError:
+        return  # a site's own `accounts` has settings of its own
+    for name, home, uid, place in listed:
         if uid != own and not os.access(home, os.W_OK | os.X_OK):
             unless = ", unless root starts the gateway" if uid else ""
             text = f"{name}: {home} belongs to uid {uid}, and uid {own} may not write it"

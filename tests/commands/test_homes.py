@@ -69,3 +69,15 @@ def test_a_gateway_without_rights_is_told_of_homes_that_it_may_not_write():
         waits = [line for line in done.stdout.splitlines() if "mail will wait" in line]
         told = f"other: {base}/other belongs to uid 61003, and uid {NOBODY} may not write it"
         assert [line.endswith(f", unless root starts the gateway: {told}") for line in waits] == [True]
+
+
+def test_a_sites_own_accounts_plugin_may_have_settings_that_only_it_knows(site):
+    (site.base / "plugins").mkdir()
+    (site.base / "plugins" / "accounts.py").write_text(
+        "from gateway import Plugin, Section, hookimpl\n\nclass Settings(Section):\n    table: str\n\n"
+        "class Own(Plugin[Settings]):\n    @hookimpl\n    def account(self):\n        return None\n"
+    )
+    site.write("30-domains.yaml", "plugins: {folders: [plugins]}\naccounts: {table: users}\n")
+    said = site.mailward("check")
+    assert ("conf.d/30-domains.yaml:2: accounts.table: unknown key" in said) == ROOT
+    assert ("root starts no such gateway" in said) == ROOT
