@@ -150,9 +150,10 @@ def damaged(path: Path, fault: str, conf: Path | None = None) -> QueueDamaged:
 
 
 def _unused(folder: Path) -> Path:
-    """Name a folder beside a shard that is not there yet, and that no gateway takes for one."""
+    """Name a folder beside a shard that no gateway takes for one; neither it nor its archive is there yet."""
     names = (f"damaged-{folder.name}{f'-{number}' if number else ''}" for number in count())
-    return next(one for one in map(folder.with_name, names) if not one.exists())
+    both = ((folder.with_name(one), folder.with_name(f"{one}.tar")) for one in names)
+    return next(aside for aside, archive in both if not aside.exists() and not archive.exists())
 
 
 def _owner(path: Path) -> str:

@@ -41,6 +41,8 @@ class Log:
         self.page_size = PAGE
         #: Something that was committed cannot be read.
         self.damaged = False
+        #: Something may have been committed that cannot be read.
+        self.doubtful = False
         self._gap = False
         if path.exists():
             with path.open("rb") as file:
@@ -48,6 +50,7 @@ class Log:
                     self._read(file)
                 except OSError:  # the disk cannot read it
                     self.damaged = True
+        self.doubtful |= self.damaged
 
     def _read(self, file: BinaryIO) -> None:
         raw = file.read(_HEADER.size).ljust(_HEADER.size, b"\0")
@@ -71,6 +74,7 @@ class Log:
                 self.damaged |= self._gap and (ended or not sound)
                 waiting[number] = place + _FRAME.size
             self._gap |= not whole
+            self.doubtful |= not whole and live in (None, (salt, pepper))
             if ended := whole and commit > 0:
                 self.places.update(waiting)
                 self.pages = commit

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from gateway.queue import Loss, Snapshot
 
+#: Versions of the schema are small; in a damaged header there may stand anything.
+VERSIONS = 99
 #: Messages, or pages, that are looked at between two signs of progress.
 STEP = 500
 #: What names messages that wait -> the kinds of its pages. One of them whole, and all are known.
@@ -40,7 +42,8 @@ class ShardWreck(Wreck):
             raise QueueError(f"{path} is no shard: there is no file {file}")
         self._lock = disk.hold_lock(file.parent)
         self._pages = Pages(file)
-        disk.check_version(file, self._pages.version or disk.VERSION)
+        if 0 < self._pages.version <= VERSIONS:
+            disk.check_version(file, self._pages.version)
         self._gathered = Gathered(schema)
         self._shard = Shard(self._gathered.connection, file.with_name("bodies"))
         self._seen = bytearray(self._pages.count + 1)
@@ -71,7 +74,7 @@ class ShardWreck(Wreck):
             self._take(number)
             if number % STEP == 0:
                 yield number, self._pages.count
-        self.sure = any(whole[name] for name in _NAMING) and not self._pages.log.damaged
+        self.sure = any(whole[name] for name in _NAMING) and not self._pages.log.doubtful
         self._gathered.settle()
 
     def count(self) -> int:

@@ -111,7 +111,7 @@ async def test_each_damaged_page_costs_what_is_on_it_and_that_is_named(shard, by
     good = (shard / "queue.db").read_bytes()
     count = len(good) // PAGE
     chosen = random.Random(7)
-    for _ in range(12):
+    for _ in range(5):
         spoil(shard, *chosen.sample(range(1, count + 1), 3), by=by)
         found = Found(shard)
         gone = whole.messages.keys() - found.messages.keys()
@@ -124,6 +124,19 @@ async def test_each_damaged_page_costs_what_is_on_it_and_that_is_named(shard, by
         assert all(found.messages[id_][0] == whole.messages[id_][0] for id_ in in_part)
         assert found.lost() == gone or not found.sure
         (shard / "queue.db").write_bytes(good)
+
+
+async def test_whatever_bytes_are_changed_it_is_read_to_its_end(shard):
+    good = (shard / "queue.db").read_bytes()
+    chosen = random.Random(3)
+    for count in [1, 10, 100, 1000] * 2:
+        raw = bytearray(good)
+        for _ in range(count):
+            raw[chosen.randrange(len(raw))] = chosen.randrange(256)
+        (shard / "queue.db").write_bytes(raw)
+        found = Found(shard)
+        assert len(found.messages) <= MESSAGES
+        assert all(1 <= len(one[-1]) <= 3 for one in found.messages.values())
 
 
 async def test_what_is_cut_off_is_lost_and_the_rest_is_not(shard):
@@ -269,6 +282,17 @@ async def test_a_damaged_file_is_not_changed_by_the_refusal_nor_is_its_log(tmp_p
     with pytest.raises(QueueDamaged):
         await load().SqliteQueue(folder, time.time).open()
     assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+async def test_what_was_saved_before_is_not_written_over(shard):
+    """The second time there are other names to type."""
+    spoil(shard, 2)
+    shard.with_name("damaged-shard-0").mkdir()
+    shard.with_name("damaged-shard-0-1.tar").touch()
+    with pytest.raises(QueueDamaged) as told:
+        await load().SqliteQueue(shard, time.time).open()
+    assert f"mv {shard} {shard.parent}/damaged-shard-0-2\n" in str(told.value)
+    assert f"restore {shard.parent}/damaged-shard-0-2.tar" in str(told.value)
 
 
 async def test_a_shard_that_somebody_works_in_is_refused(shard):

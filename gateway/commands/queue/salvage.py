@@ -65,7 +65,7 @@ def salvage(shard: Path, archive: Path, conf: Path | None, as_json: bool) -> Non
         click.echo(f"{archive}: {told['messages']} messages saved, {told['lost']} lost", nl=False)
         click.echo(f", {told['in_part']} of those saved are not whole" if told["in_part"] else "")
         if not told["sure"]:
-            click.echo("unknown: what names the messages cannot be read either, so more may be lost")
+            click.echo("unknown: not all that names messages can be read, so more may be lost")
     if lost or not told["sure"]:
         sys.exit(1)
 
