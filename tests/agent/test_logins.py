@@ -103,7 +103,7 @@ def test_nor_what_others_could_change_of_what_it_is_given(door, users, credentia
 
 
 def test_no_more_than_a_few_at_a_time(door, credentials):
-    program(door, "sleep 100")
+    program(door, "exec sleep 100")
     door.start()
     ours, theirs = socket.socketpair()
     given = credentials("ann", "x")
@@ -118,4 +118,4 @@ def test_no_more_than_a_few_at_a_time(door, credentials):
     # The test's own supervisor is one of them.
     assert len(children) <= 17
     for pid in children[1:]:
-        os.killpg(int(pid), 9)
+        os.kill(int(pid), 9)
