@@ -121,7 +121,9 @@ def translated(error: Exception) -> Exception:
         return (
             QueueFull("no room is left for the queue") if full else QueueError(f"the queue's disk: {error}")
         )
-    if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
+    if isinstance(error, (apsw.CorruptError, apsw.NotADBError)) or (
+        isinstance(error, apsw.IOError) and error.extendedresult == apsw.SQLITE_IOERR_READ
+    ):
         return QueueDamaged(f"the queue's file is damaged: {error}")
     if isinstance(error, apsw.Error):
         return QueueError(f"the queue's file: {error}")

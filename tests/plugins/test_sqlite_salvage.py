@@ -1,15 +1,18 @@
 """sqlite_queue: what can be read of a damaged shard, and what is said of the rest."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import random
 import shutil
+import sys
 import time
 from dataclasses import replace
 
+import apsw
 import pytest
-from test_sqlite_queue import entry, load, spooled
+from test_sqlite_queue import PLUGIN, entry, load, spooled
 
 from gateway.envelope import EntryRecipient, Recipient
 from gateway.queue import Filter, Finish, QueueDamaged, QueueError, QueueLocked
@@ -319,3 +322,45 @@ async def test_a_file_of_another_version_is_refused(shard):
         file.write((99).to_bytes(4, "big"))
     with pytest.raises(QueueError, match="newer version"):
         load().SqliteQueue(shard, time.time).wreck(shard)
+
+
+async def test_what_the_disk_cannot_read_is_damage_and_costs_what_is_on_it(shard, monkeypatch):
+    """As a disk with a bad sector answers: EIO for some pages, also to SQLite."""
+    whole = Found(shard)
+    number = (shard / "queue.db").read_bytes().index(b"r44-2@") // PAGE + 1
+    package = type(load().SqliteQueue(shard, time.time)).__module__.rpartition(".")[0]
+    pages = sys.modules[f"{package}.pages"].Pages
+    monkeypatch.setattr(pages, "__init__", _with_a_bad_sector(pages.__init__, number))
+    found = Found(shard)
+    assert 0 < len(found.messages) < len(whole.messages)
+    assert found.lost() | {one.id for one in found.losses if one.saved}
+
+
+def _with_a_bad_sector(init, number):
+    class File:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def read(self, size):
+            if self.file.tell() == (number - 1) * PAGE:
+                raise OSError(errno.EIO, "Input/output error")
+            return self.file.read(size)
+
+    def opened(self, path):
+        init(self, path)
+        self._file = self._over = File(self._file)
+
+    return opened
+
+
+def test_a_page_that_sqlite_cannot_read_is_damage():
+    package = type(load().SqliteQueue(PLUGIN, time.time)).__module__.rpartition(".")[0]
+    translated = sys.modules[f"{package}.writer"].translated
+    error = apsw.IOError("disk I/O error")
+    error.extendedresult = apsw.SQLITE_IOERR_READ
+    assert isinstance(translated(error), QueueDamaged)
+    error.extendedresult = apsw.SQLITE_IOERR_FSYNC
+    assert not isinstance(translated(error), QueueDamaged)
