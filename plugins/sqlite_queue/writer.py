@@ -122,7 +122,7 @@ def translated(error: Exception) -> Exception:
             QueueFull("no room is left for the queue") if full else QueueError(f"the queue's disk: {error}")
         )
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError)) or (
-        isinstance(error, apsw.IOError) and error.extendedresult == apsw.SQLITE_IOERR_READ
+        isinstance(error, apsw.IOError) and getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_READ
     ):
         return QueueDamaged(f"the queue's file is damaged: {error}")
     if isinstance(error, apsw.Error):
