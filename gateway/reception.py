@@ -335,7 +335,9 @@ class Reception:
         return decision
 
     async def _commit(self, chain: Chain, entry: Entry, transaction: Transaction) -> Decision:
-        decision = self._barred.get(_session(transaction).id) or await self._stored(chain, entry)
+        # Mail that is born here, as the bounce of a drop, has no session that could be barred.
+        barred = self._barred.get(transaction.session.id) if transaction.session else None
+        decision = barred or await self._stored(chain, entry)
         if decision is not None:
             drop(entry.message)
             self._refuse(transaction, decision)
