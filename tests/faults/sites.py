@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import orjson
-from conftest import Gateway
+from killable import Gateway
 from traffic import Load, Sink, text, token_of
 
 CHILD = Path(__file__).with_name("child.py")

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import OWNER, Gateway
+from killable import OWNER, Gateway
 from postgres_server import SECRET, Proxy
 from traffic import KINDS, Load, Sink, kind, text, token_of
 
