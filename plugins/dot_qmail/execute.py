@@ -147,7 +147,11 @@ class _Run:
     def follow(self, control: Control) -> None:
         """Carry out the lines in order; the first that fails ends it (spec 6.6)."""
         forward_only = control.forward_only
-        for instruction in _instructions(control.text or self.job.default_delivery):
+        instructions = _instructions(control.text or self.job.default_delivery)
+        if not self.job.programs and any(one.kind == "program" for one in instructions):
+            # Before the first line: files that were written already would be written at every attempt.
+            raise DeliveryError("4.7.0", "no program runs as the gateway's own user: chown the home")
+        for instruction in instructions:
             if instruction.kind == "forward_only":
                 forward_only = True
                 continue
@@ -174,8 +178,6 @@ class _Run:
         return True
 
     def run_program(self, command: str) -> bool:
-        if not self.job.programs:
-            raise DeliveryError("4.7.0", "no program runs as the gateway's own user: chown the home")
         try:
             go_on, output = program.run(
                 command, self.job.account.home, self.environment, self.stdin, self.job.limits

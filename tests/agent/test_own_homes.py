@@ -32,11 +32,13 @@ def test_files_are_written_and_no_program_runs(site, own):
     site.qmail("own", "./Maildir/\n")
     assert site.fate("own")["event"] == "delivery.delivered"
     assert len(list(new.iterdir())) == 1
-    site.qmail("own", f"|cat {site.state}/secret > {own}/seen\n")
+    site.qmail("own", f"./Mailbox\n|cat {site.state}/secret > {own}/seen\n")
     fate = site.fate("own")
     assert fate["event"] == "delivery.deferred"
     assert "no program runs as the gateway's own user" in fate["text"]
     assert not (own / "seen").exists()
+    # Each attempt would write it again.
+    assert not (own / "Mailbox").exists()
 
 
 def test_the_gateway_writes_nowhere_that_a_user_can_turn(site, own):
