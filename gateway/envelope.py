@@ -50,12 +50,30 @@ class Client:
     port: int = 0
     name: str = ""
 
+    def __post_init__(self) -> None:
+        """Take IPv4 for what it is: a socket for both families, or a proxy's, gives `::ffff:192.0.2.7`."""
+        if (found := _ipv6(self.ip)) and found.ipv4_mapped:
+            self.ip = str(found.ipv4_mapped)
+
     @property
     def prefix(self) -> str:
         """Who is counted as one: the address, or for IPv6 its /64, which one host has as a rule."""
-        if ":" not in self.ip:
-            return self.ip
-        return IPv6Address(self.ip.partition("%")[0]).packed[:8].hex(":", 2)
+        found = _ipv6(self.ip)
+        return found.packed[:8].hex(":", 2) if found else self.ip
+
+    @property
+    def network(self) -> str:
+        """Its /24, or its /64; "" for loopback, and for no address at all."""
+        if "." in self.ip:
+            return "" if self.ip.startswith("127.") else self.ip.rpartition(".")[0]
+        return "" if self.ip == "::1" else self.prefix
+
+
+def _ipv6(ip: str) -> IPv6Address | None:
+    try:
+        return IPv6Address(ip.partition("%")[0]) if ":" in ip else None
+    except ValueError:
+        return None
 
 
 @dataclass(slots=True)

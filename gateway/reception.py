@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway import events
@@ -318,10 +317,10 @@ class Reception:
 
     async def _over(self, session: Session) -> Defer | None:
         """Take a slot of each limit on sessions; what is taken goes back at `disconnect`."""
-        limits, ip = self._limits(), session.client.ip
+        limits, client = self._limits(), session.client
         wanted = {"sessions": limits.sessions}
         names = {"sessions": "sessions"}
-        for name, of in (("sessions_per_client", ip), ("sessions_per_network", network(ip))):
+        for name, of in (("sessions_per_client", client.ip), ("sessions_per_network", client.network)):
             # Neither loopback nor a unix socket is a network.
             if of:
                 names[f"sessions/{of}"], wanted[f"sessions/{of}"] = name, getattr(limits, name)
@@ -407,13 +406,6 @@ class Reception:
 
     def _emit(self, session: Session | None, event: events.Event) -> None:
         self.chain_of(session).emit(event)
-
-
-def network(ip: str) -> str:
-    """Name the network of an address: its /24, or its /64; "" for loopback, and for no address at all."""
-    if "." in ip:
-        return "" if ip.startswith("127.") else ip.rpartition(".")[0]
-    return "" if ip in ("", "::1") else IPv6Address(ip.partition("%")[0]).packed[:8].hex(":", 2)
 
 
 def drop(message: Message) -> None:

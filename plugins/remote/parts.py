@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Encodings that leave octets as they are.
 IDENTITY = frozenset({"", "7bit", "8bit", "binary"})
+#: Octets that a Content-Type may have: to read one takes the square of it. No line of mail may be longer.
+_LONGEST_TYPE = 998
 #: Fields, and an mbox's mark; any other line is to some readers the begin of the text.
 _FIELDS = re.compile(rb"(?:>?From [^\n]*\n)?(?:[!-9;-~]+[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z))*")
 
@@ -26,7 +28,7 @@ class Part:
     header: bytes
     #: It is a message: the whole, or one that a part holds.
     message: bool
-    #: "text/plain"; "" when it names two, or readers differ on where the header ends.
+    #: "text/plain"; "" when it names two or an endless one, or readers differ on where the header ends.
     type: str
     #: Content-Transfer-Encoding; "" when it names none.
     encoding: str
@@ -49,9 +51,10 @@ def read_part(number: int, header: bytes, above: Sequence[Part]) -> Part:
     said = email.message.Message()
     said.set_default_type("message/rfc822" if outer and outer.type == "multipart/digest" else "text/plain")
     types = fields.values("Content-Type")
-    for value in types[:1]:
-        said["Content-Type"] = value
-    clear = len(types) < 2 and _FIELDS.fullmatch(header)  # noqa: PLR2004
+    one = len(types) < 2 and sum(map(len, types)) <= _LONGEST_TYPE  # noqa: PLR2004
+    clear = one and _FIELDS.fullmatch(header)
+    if clear and types:
+        said["Content-Type"] = types[0]
     kind = said.get_content_type() if clear else ""
     boundary = str(said.get_boundary("")) if kind.startswith("multipart/") else ""
     return Part(

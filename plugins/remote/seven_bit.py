@@ -16,7 +16,7 @@ from binascii import b2a_qp
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from gateway import Message
+from gateway import FileBody, Message
 
 from .mime import TooComplex, walk
 from .parts import IDENTITY
@@ -52,11 +52,12 @@ class SevenBit(Message):
 
 
 def in_seven_bits(message: Message) -> Message:
-    """Give the message as such a host takes it. Reads all of it. Raises Unconvertible, OSError."""
+    """Give the message as such a host takes it; that takes time. Raises Unconvertible, OSError."""
     body = islice(message.chunks(), 1, None)
     if all(map(bytes.isascii, body)):
         return message
-    return SevenBit(message, to_convert(message.chunks()))
+    found = SevenBit(message, to_convert(message.chunks()))
+    return found if isinstance(message.body, FileBody) else Message.parse(b"".join(found.chunks()))
 
 
 def to_convert(chunks: Iterable[bytes]) -> frozenset[int]:

@@ -9,7 +9,7 @@ import pytest
 from traffic import KINDS, Load, Sink, kind, text, token_of
 
 #: A start takes most of a second, so the many are for `make test-faults`.
-KILLS = [8, pytest.param(50, marks=pytest.mark.slow)]
+KILLS = [5, pytest.param(50, marks=pytest.mark.slow)]
 SEED = int(os.environ.get("MAILWARD_SEED", "0")) or random.SystemRandom().randrange(10**6)
 
 

@@ -43,9 +43,11 @@ def spoken(gateway, *parts):
             return b""
 
 
+BY_PATH = v2(family=0x31, body=b"/run/sock".ljust(108, b"\0") * 2)
 HEADERS = {
     "first version": b"PROXY TCP4 198.51.100.7 192.0.2.1 4000 25\r\n",
     "first version, IPv6": b"PROXY TCP6 2001:db8::7 2001:db8::1 4000 25\r\n",
+    "first version, IPv4 by both": b"PROXY TCP6 ::ffff:198.51.100.7 ::ffff:192.0.2.1 4000 25\r\n",
     "second version": v2(),
     "second version, IPv6": v2_six(),
     "second version with more behind the addresses": v2(
@@ -63,7 +65,7 @@ def test_the_client_is_whom_the_proxy_names(header, cut, serve):
     assert gateway.wait_for("session.opened")[0]["client.ip"] in ("198.51.100.7", "2001:db8::7")
 
 
-@pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", v2(command=0, family=0, body=b"")])
+@pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", v2(command=0, family=0, body=b""), BY_PATH])
 def test_a_proxy_that_speaks_for_itself_is_itself(header, serve):
     gateway = serve("proxy: [127.0.0.1]", RULES)
     assert b"553 5.7.1" in spoken(gateway, header + ASK)

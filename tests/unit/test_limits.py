@@ -12,7 +12,7 @@ from gateway.errors import OutOfMemory
 from gateway.message import IN_MEMORY, Memory, Spool
 from gateway.plugin import Services
 from gateway.queue import MemoryQueue
-from gateway.reception import Reception, network
+from gateway.reception import Reception
 from gateway.services import Clock
 from gateway.settings import Limits
 from gateway.testing import Bench
@@ -106,10 +106,16 @@ def test_a_server_sends_away_who_is_one_too_many_of_a_network(tmp_path):
         ("", ""),
         ("2001:db8::1", "2001:0db8:0000:0000"),
         ("fe80::1%eth0", "fe80:0000:0000:0000"),
+        ("::ffff:192.0.2.7", "192.0.2"),
+        ("::ffff:c000:207", "192.0.2"),
     ],
 )
 def test_networks(ip, name):
-    assert network(ip) == name
+    assert Client(ip).network == name
+
+
+def test_an_ipv4_client_of_a_socket_for_both_families_is_one():
+    assert (Client("::ffff:192.0.2.7").ip, Client("::FFFF:c000:207").prefix) == ("192.0.2.7", "192.0.2.7")
 
 
 def test_without_room_in_memory_bodies_are_files_and_headers_are_refused(tmp_path):

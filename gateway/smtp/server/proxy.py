@@ -56,7 +56,8 @@ async def read_header(link: socket.socket, loop: asyncio.AbstractEventLoop) -> t
     found = await get_proxy(reader)
     if not found.valid:
         raise ConnectionAbortedError(found.error)
-    if found.command == V2_CMD.LOCAL or found.src_addr is None:
+    # Who reached the proxy by a socket with a path has no address, as the proxy itself has none (LOCAL).
+    if found.command == V2_CMD.LOCAL or found.src_addr is None or isinstance(found.src_addr, bytes):
         return None
     return Client(str(found.src_addr), found.src_port or 0), str(found.dst_addr)
 
