@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.commands.common import conf_option, json_option, load, print_json
-from gateway.commands.homes import refused, undelivered
+from gateway.commands.homes import programs, refused, undelivered
 from gateway.console import GROUP
 from gateway.errors import ConfigError, Problem
 from gateway.partition.privilege import user_of
@@ -41,8 +41,12 @@ def check(conf: Path | None, as_json: bool) -> None:
 
     try:
         configuration = load(conf)
-        found = _user(configuration) if os.geteuid() == 0 else list(undelivered(configuration))
+        as_root = os.geteuid() == 0
+        found = _user(configuration) if as_root else list(undelivered(configuration))
+        # From here on without rights.
         assembly = Assembly.of(configuration)
+        if as_root:
+            found += programs(configuration)
     except ConfigError as error:
         if not as_json:
             raise

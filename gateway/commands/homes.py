@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from gateway.configuration import Configuration
     from gateway.errors import Place
+
+#: How many `.qmail` files are looked at for program lines, and how much of each.
+_FILES, _BYTES = 10_000, 16 * 1024
 
 
 def undelivered(configuration: Configuration) -> Iterator[Problem]:
@@ -58,6 +62,43 @@ def refused(configuration: Configuration, own: pwd.struct_passwd) -> Iterator[Pr
             yield Problem(f"accounts: mail will wait: {error}{remedy}", place)
         except OSError:
             continue
+
+
+def programs(configuration: Configuration) -> Iterator[Problem]:
+    """Warn of program lines in our own homes: no worker runs them where root has started the gateway.
+
+    To be asked as `gateway.user`: these files are users'.
+    """
+    try:
+        listed = list(_listed(configuration))
+    except ConfigError:
+        return  # a site's own `accounts` has settings of its own
+    own = os.geteuid()
+    files = ((path, place) for _, home, uid, place in listed if uid == own for path in _dot_qmail(home))
+    for path, place in islice(files, _FILES):
+        if line := _program_line(path):
+            text = f"{path}:{line}: no program runs as the gateway's own user: chown the home to another"
+            yield Problem(f"accounts: mail will wait: {text}", place)
+
+
+def _dot_qmail(home: str) -> list[str]:
+    try:
+        with os.scandir(home) as entries:
+            found = (one.path for one in entries if one.name.startswith(".qmail"))
+            return sorted(islice(found, _FILES))
+    except OSError:
+        return []
+
+
+def _program_line(path: str) -> int:
+    """Give the first program line of a regular file; 0 where there is none that we could see."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return 0
+    with open(number, "rb") as file:  # noqa: PTH123 - by its number
+        text = file.read(_BYTES) if stat.S_ISREG(os.fstat(number).st_mode) else b""
+    return next((at for at, line in enumerate(text.split(b"\n"), 1) if line.startswith(b"|")), 0)
 
 
 def _closed(configuration: Configuration, own: int) -> Iterator[Problem]:

@@ -81,3 +81,29 @@ def test_a_sites_own_accounts_plugin_may_have_settings_that_only_it_knows(site):
     said = site.mailward("check")
     assert ("conf.d/30-domains.yaml:2: accounts.table: unknown key" in said) == ROOT
     assert ("root starts no such gateway" in said) == ROOT
+
+
+@pytest.mark.skipif(not ROOT, reason="only root starts a gateway whose own homes run no program")
+def test_a_program_in_a_home_of_the_gateways_own_is_named():
+    with tempfile.TemporaryDirectory(prefix="mailward-homes-") as folder:
+        base = Path(folder)
+        base.chmod(0o755)
+        (base / "conf.d").mkdir()
+        (base / "conf.d" / "10.yaml").write_text(
+            "gateway: {hostname: mail.example.org, state: var, user: nobody}\n"
+            "accounts: {virtual: {own: {home: own}, other: {home: other}}}\n"
+        )
+        (base / "elsewhere").write_text("|true\n")
+        for name, uid in (("own", NOBODY), ("other", 61003)):
+            home = base / name
+            home.mkdir()
+            (home / ".qmail-default").write_text("./Maildir/\n|true\n")
+            (home / ".qmail-none").write_text("# |none\n")
+            (home / ".qmail-link").symlink_to(base / "elsewhere")
+            os.mkfifo(home / ".qmail-pipe")
+            subprocess.run(["chown", "-R", "--no-dereference", str(uid), home], check=True)
+        command = [sys.executable, "-m", "gateway.commands", "check", "--conf", base / "conf.d"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        (said,) = [line for line in done.stdout.splitlines() if "no program runs" in line]
+        assert said.startswith("warning: conf.d/10.yaml:2: accounts: mail will wait: ")
+        assert f" {base}/own/.qmail-default:2: no program runs as the gateway's own user" in said
