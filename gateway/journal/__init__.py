@@ -2,7 +2,7 @@
 
 from gateway.journal.reader import accepted, newest, read
 from gateway.journal.segments import ended, positions
-from gateway.journal.story import Story, find, render, stories, tell
+from gateway.journal.story import Story, find, render, stories
 from gateway.journal.writer import Journal, Output
 
 __all__ = [
@@ -17,5 +17,4 @@ __all__ = [
     "read",
     "render",
     "stories",
-    "tell",
 ]

@@ -34,16 +34,8 @@ class Story:
         return sorted([*self.events, *found], key=lambda one: one["time"])
 
 
-def tell(folder: Path, wanted: str, *, limit: int = 20) -> list[Story]:
-    """Tell the stories of the messages that `wanted` names: an id, the beginning of one, or an address.
-
-    Of several the newest `limit` messages are told, oldest first.
-    """
-    return stories(folder, find(folder, wanted)[-limit:])
-
-
 def find(folder: Path, wanted: str) -> list[str]:
-    """Give the ids of the messages that are meant, in the order in which they were first seen."""
+    """Give the ids of messages, oldest first, that begin so, or have this sender or recipient."""
     found: dict[str, None] = {}
     for one in read(folder, having=wanted):
         message = one.get("message", "")

@@ -33,10 +33,17 @@ def make_alias(home: Path, hostname: str, postmaster: str) -> None:
     mailbox, daemon = home / ".qmail-postmaster", home / ".qmail-mailer-daemon"
     if lower(postmaster) == lower(ours):
         _write_new(mailbox, _MAILBOX)
-    elif mailbox.exists() and mailbox.read_text("utf-8") == _MAILBOX:
+    elif _is_ours(mailbox):
         # Made while there was no other postmaster.
         mailbox.unlink()
     _write_new(daemon, f"&{ours}\n")
+
+
+def _is_ours(mailbox: Path) -> bool:
+    try:
+        return mailbox.read_bytes() == _MAILBOX.encode()
+    except OSError:
+        return False
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -67,9 +67,9 @@ async def test_mail_for_the_postmaster_goes_to_whom_the_configuration_names(tmp_
     elsewhere = "gateway: {postmaster: admin@elsewhere.example}\n"
     await bench.chain(elsewhere).life("accounts", Stages.startup)
     assert not mailbox.exists()
-    mailbox.write_text("./other/\n")
+    mailbox.write_bytes(b"# f\xfcr alle\n./other/\n")
     await bench.chain(elsewhere).life("accounts", Stages.startup)
-    assert mailbox.read_text() == "./other/\n"
+    assert mailbox.read_bytes() == b"# f\xfcr alle\n./other/\n"
 
 
 async def test_a_doubt_is_a_defer(ask, home):

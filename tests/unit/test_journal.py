@@ -29,7 +29,7 @@ from gateway.events import (
     SessionClosed,
     SessionOpened,
 )
-from gateway.journal import Journal, accepted, read, render, tell, writer
+from gateway.journal import Journal, accepted, find, read, render, stories, writer
 from gateway.journal.line import LONGEST, dump, stamp
 
 ROOT = Path(__file__).parents[2]
@@ -558,7 +558,7 @@ def family(open_journal, tmp_path):
 
 
 def test_the_story_of_a_message_has_its_session_and_its_births_and_nobody_elses(family):
-    (story,) = tell(family, "aaa-1")
+    (story,) = stories(family, find(family, "aaa-1"))
     assert [one["event"] for one in story.events] == [
         "session.opened",
         "recipient.accepted",
@@ -585,11 +585,11 @@ def test_the_story_of_a_message_has_its_session_and_its_births_and_nobody_elses(
     ],
 )
 def test_a_message_is_found_by_the_beginning_of_its_id_and_by_its_addresses(family, wanted, found):
-    assert [story.message for story in tell(family, wanted)] == found
+    assert [story.message for story in stories(family, find(family, wanted))] == found
 
 
 def test_a_story_is_plain_lines_that_no_event_can_forge(family):
-    (story,) = tell(family, "aaa-1")
+    (story,) = stories(family, find(family, "aaa-1"))
     lines = list(render(story))
     assert lines[0] == "message aaa-1"
     assert any("client.ip=192.0.2.1" in line for line in lines)
