@@ -603,7 +603,7 @@ def test_messages_that_name_each_other_as_parent_do_not_make_an_endless_story(op
     journal.emit(MessageAccepted(message="m1", parent="m2"))
     journal.emit(MessageAccepted(message="m2", parent="m1"))
     journal.close()
-    (story,) = tell(tmp_path, "m1")
+    (story,) = stories(tmp_path, ["m1"])
     assert [birth.message for birth in story.births] == ["m2"]
     assert story.births[0].births == []
 
