@@ -7,10 +7,10 @@ damaged, and nothing at all when that is the first.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from .log import PAGE, Log, log_of
-from .records import columns, varint
+from .records import columns, u32, varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,17 +42,16 @@ class Pages:
         self.log = Log(log_of(path))
         self._file = path.open("rb")
         self._over = log_of(path).open("rb") if self.log.places else self._file
-        first = self._file.read(_FIRST)
+        first = _read(self._file, 0, _FIRST)
         said = int.from_bytes(first[16:18], "big")
         named = first.startswith(_MAGIC) and said in (1, *(2**n for n in range(9, 16)))
-        self.size = (
-            self.log.page_size if self.log.places else (65536 if said == 1 else said) if named else PAGE
-        )
+        own = (65536 if said == 1 else said) if named else PAGE
+        self.size = self.log.page_size if self.log.places else own
         #: Of the schema; 0 when it cannot be read.
         self.version = 0
         self.count = max(self._file.seek(0, 2) // self.size, max(self.log.places, default=0))
         if (first := self.page(1)).startswith(_MAGIC):
-            self.version = _u32(first, 60)
+            self.version = u32(first, 60)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -66,11 +65,7 @@ class Pages:
         file, place = self._file, (number - 1) * self.size
         if number in self.log.places:
             file, place = self._over, self.log.places[number]
-        file.seek(place)
-        try:
-            found = file.read(self.size)
-        except OSError:  # the disk cannot read it
-            return b""
+        found = _read(file, place, self.size)
         return found if len(found) == self.size else b""
 
     def kind(self, number: int) -> int:
@@ -84,7 +79,7 @@ class Pages:
         page, start = self.page(number), _start(number)
         if page[start] not in (INNER_INDEX, INNER_TABLE):
             return []
-        return [*(_u32(page, at) for at in _cells(page, start)), _u32(page, start + 8)]
+        return [*(u32(page, at) for at in _cells(page, start)), u32(page, start + 8)]
 
     def claimed(self, number: int) -> int:
         """Give how many rows a page says that it has."""
@@ -105,13 +100,13 @@ class Pages:
     def free(self) -> Iterator[int]:
         """Give the pages that are said to hold nothing any more; they still hold what was in them."""
         page = self.page(1)
-        trunk, seen = (_u32(page, 32) if page.startswith(_MAGIC) else 0), set[int]()
+        trunk, seen = (u32(page, 32) if page.startswith(_MAGIC) else 0), set[int]()
         while trunk not in seen and (page := self.page(trunk)):
             seen.add(trunk)
             yield trunk
-            count = min(_u32(page, 4), self.size // 4 - 2)
+            count = min(u32(page, 4), self.size // 4 - 2)
             yield from struct.unpack_from(f">{count}I", page, 8)
-            trunk = _u32(page, 0)
+            trunk = u32(page, 0)
 
     def _content(self, page: bytes, at: int, size: int, kind: int) -> bytes:
         """Give what a row holds, over all its pages; it is shorter when one of them cannot be read."""
@@ -121,15 +116,23 @@ class Pages:
             return page[at : at + size]
         local = least + (size - least) % (self.size - 4)
         local = local if local <= most else least
-        found, left, following = [page[at : at + local]], size - local, _u32(page, at + local)
+        found, left, following = [page[at : at + local]], size - local, u32(page, at + local)
         while left > 0 and any(page := self.page(following)):
-            following, taken = _u32(page, 0), min(left, self.size - 4)
+            following, taken = u32(page, 0), min(left, self.size - 4)
             left -= taken
             # The last leads nowhere, and only the last.
             if bool(following) == (left == 0):
                 break
             found.append(page[4 : 4 + taken])
         return b"".join(found)
+
+
+def _read(file: BinaryIO, place: int, size: int) -> bytes:
+    file.seek(place)
+    try:
+        return file.read(size)
+    except OSError:  # the disk cannot read it
+        return b""
 
 
 def _start(number: int) -> int:
@@ -144,7 +147,3 @@ def _cells(page: bytes, start: int) -> list[int]:
     if first > len(page):
         return []
     return [at for at in struct.unpack_from(f">{count}H", page, head) if first <= at <= len(page) - 4]
-
-
-def _u32(page: bytes, at: int) -> int:
-    return int.from_bytes(page[at : at + 4], "big")

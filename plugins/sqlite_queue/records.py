@@ -18,6 +18,11 @@ _BYTES = 12
 _LONGEST, _MORE = 9, 0x80
 
 
+def u32(data: bytes, at: int) -> int:
+    """Read a number of four bytes."""
+    return int.from_bytes(data[at : at + 4], "big")
+
+
 def varint(data: bytes, at: int) -> tuple[int, int]:
     """Read a number of one to nine bytes; gives it, and where it ends."""
     value = 0

@@ -3,12 +3,14 @@
 import asyncio
 import errno
 import fcntl
+import io
 import os
 import random
 import shutil
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import apsw
 import pytest
@@ -334,6 +336,28 @@ async def test_what_the_disk_cannot_read_is_damage_and_costs_what_is_on_it(shard
     found = Found(shard)
     assert 0 < len(found.messages) < len(whole.messages)
     assert found.lost() | {one.id for one in found.losses if one.saved}
+
+
+async def test_a_first_page_that_the_disk_cannot_read_costs_nothing(shard, monkeypatch):
+    whole = Found(shard)
+
+    class Disk(io.FileIO):
+        def readinto(self, buffer):
+            if self.tell() < PAGE:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readinto(buffer)
+
+    opened = Path.open
+
+    def on_the_disk(self, mode="r", *rest, **more):
+        if self.name == "queue.db" and mode == "rb":
+            return io.BufferedReader(Disk(self), PAGE)
+        return opened(self, mode, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", on_the_disk)
+    found = Found(shard)
+    assert found.messages == whole.messages
+    assert found.losses == []
 
 
 def _with_a_bad_sector(init, number):
