@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -77,7 +78,7 @@ def remove_path(endpoint: Endpoint) -> None:
         one.close()
     if endpoint.path and not given:
         with contextlib.suppress(OSError):
-            Path(endpoint.path).unlink()
+            _unlink(endpoint.path)
 
 
 def _bind(listener: Wanted, workers: int) -> list[list[socket.socket]]:
@@ -94,7 +95,8 @@ def _bind(listener: Wanted, workers: int) -> list[list[socket.socket]]:
         return [first, *([_tcp(*name) for name in names] for _ in range(workers - 1))]
     except OSError as error:
         raise ListenError(
-            f"listener {listener.name}: cannot listen at {listener.address}: {_hint(error)}"
+            f"listener {listener.name}: cannot listen at {listener.address}: "
+            f"{_hint(error, listener.address.path)}"
         ) from error
 
 
@@ -193,13 +195,28 @@ def remove_stale(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            Path(path).unlink()
+            _unlink(path)
         except OSError:
             return
 
 
-def _hint(error: OSError) -> str:
+def _unlink(path: str) -> None:
+    """Remove a socket, and nothing else: a file that is there by mistake answers as a dead socket does."""
+    if _is_socket(path):
+        Path(path).unlink()
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _hint(error: OSError, path: str) -> str:
     said = error.strerror or str(error)
+    if path:
+        return _hint_at_path(error, path, said)
     if error.errno == errno.EADDRINUSE:
         return f"{said}: stop what serves it (ss -ltnp shows it), or change listeners.address"
     if error.errno == errno.EACCES:
@@ -207,3 +224,13 @@ def _hint(error: OSError) -> str:
     if error.errno in _NO_FAMILY or isinstance(error, socket.gaierror):
         return f"{said}: this machine does not have that address; change listeners.address"
     return said
+
+
+def _hint_at_path(error: OSError, path: str, said: str) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{said}: {Path(path).parent} must be writable by who starts the gateway (uid {os.geteuid()})"
+    if error.errno != errno.EADDRINUSE:
+        return said
+    if not _is_socket(path):
+        return f"{said}: {path} is a file and no socket: change listeners.address"
+    return f"{said}: stop what serves it (ss -lxp shows it), or change listeners.address"

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.endpoint import Endpoint
 from gateway.errors import ListenError
-from gateway.listeners import close_sockets, open_sockets, share_out
+from gateway.listeners import close_sockets, open_sockets, remove_path, share_out
 
 
 @dataclass
@@ -96,6 +96,48 @@ def test_all_who_reach_a_path_may_connect_and_a_dead_socket_there_is_replaced(sh
         left.bind(str(path))
     shares(f"unix:{path}")
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
+
+
+@pytest.mark.parametrize("kind", ["file", "link to one", "link to a dead socket"])
+def test_what_is_no_socket_is_never_taken_for_a_dead_one(tmp_path, kind):
+    path = tmp_path / "x.pem"
+    if kind == "file":
+        path.write_bytes(b"a key")
+    elif kind == "link to one":
+        (tmp_path / "key").write_bytes(b"a key")
+        path.symlink_to(tmp_path / "key")
+    else:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(tmp_path / "dead"))
+        path.symlink_to(tmp_path / "dead")
+    with pytest.raises(ListenError, match=r"x\.pem is a file and no socket: change listeners\.address"):
+        open_sockets([listener(f"unix:{path}")])
+    assert os.path.lexists(path)
+    remove_path(Endpoint.parse(f"unix:{path}"))
+    assert os.path.lexists(path)
+
+
+def test_a_path_in_use_and_one_in_a_closed_folder_say_what_to_do(shares, tmp_path):
+    shares(f"unix:{tmp_path}/socket")
+    with pytest.raises(ListenError, match="stop what serves it"):
+        open_sockets([listener(f"unix:{tmp_path}/socket")])
+    closed = tmp_path / "closed"
+    closed.mkdir(0o500)
+    with as_no_root(), pytest.raises(ListenError) as caught:
+        open_sockets([listener(f"unix:{closed}/socket")])
+    assert f"{closed} must be writable by who starts the gateway" in str(caught.value)
+    assert "1024" not in str(caught.value)
+
+
+@contextlib.contextmanager
+def as_no_root():
+    """Have no more rights than a user, for a while."""
+    before = os.geteuid()
+    os.seteuid(before or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 def test_a_path_that_may_not_be_removed_ends_nothing(tmp_path, monkeypatch):
