@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway import signals
 from gateway.accounts.book import Book
-from gateway.accounts.ownership import refuse_changeable
+from gateway.accounts.ownership import refuse_argument, refuse_changeable
 from gateway.endpoint import Endpoint
 from gateway.errors import AgentError
-from gateway.listeners import close_sockets, remove_path, remove_stale, share_out
+from gateway.listeners import close_sockets, remove_stale, share_out
 from gateway.partition.children import IDLE, Children
 from gateway.partition.forking import serve_as, start_login
 from gateway.partition.notify import WORDS, notify
@@ -83,6 +83,8 @@ def run(conf: Path, plan: Plan, serve: Serve) -> int:
         # The supervisor holds them from here on: what it closes has to be free.
         for share in shares:
             close_sockets(share, paths=False)
+        # Paths are the agent's to remove: by its end others may serve there.
+        shares.clear()
         return agent.serve()
     finally:
         for share in shares:
@@ -93,8 +95,8 @@ def _listeners(plan: Mapping[str, Any]) -> list[Bound]:
     return [Bound(name, Endpoint.parse(address)) for name, address in plan["listeners"]]
 
 
-def _paths(plan: Mapping[str, Any]) -> set[Endpoint]:
-    return {one.address for one in _listeners(plan) if one.address.path}
+def _paths(listeners: Sequence[Bound]) -> set[Endpoint]:
+    return {one.address for one in listeners if one.address.path}
 
 
 class Agent:
@@ -112,8 +114,8 @@ class Agent:
         self._account = account
         self._door = door
         self._book = Book(made["accounts"], account)
-        #: Where sockets with a path were bound.
-        self._paths = _paths(made)
+        #: Where sockets with a path were bound that are ours to remove.
+        self._paths = _paths(_listeners(made))
         self._children = Children()
         #: The processes that look at logins, and where each answer goes.
         self._logins: dict[int, int] = {}
@@ -144,8 +146,7 @@ class Agent:
                     ready.unregister(self._door)
                 self._tidy()
         self._children.let_all_go()
-        for endpoint in self._paths:
-            remove_path(endpoint)
+        self._remove(self._paths)
         ended, self.supervisor = self.supervisor, 0
         _, status = os.waitpid(ended, 0)
         return os.waitstatus_to_exitcode(status)
@@ -203,8 +204,7 @@ class Agent:
             raise AgentError("too many logins at a time")
         refuse_changeable(program[0])
         for one in program[1:]:
-            with contextlib.suppress(OSError):  # no file, or none that could be opened
-                refuse_changeable(one)
+            refuse_argument(one)
         self._logins[start_login(program, files[0])] = os.dup(files[-1])
 
     def _tidy(self) -> None:
@@ -246,7 +246,7 @@ class Agent:
         finally:
             for share in shares:
                 close_sockets(share, paths=False)
-            self._paths |= _paths(made)
+            self._paths |= _paths(added)
         made["user"], made["workers"] = self._made["user"], self._made["workers"]
         self._next = made
 
@@ -260,8 +260,16 @@ class Agent:
     def _unbind(self) -> None:
         """Remove what a reload has dropped, but nothing that is served: by this no worker keeps mail out."""
         self._next = None
-        for endpoint in self._paths - _paths(self._made):
-            remove_stale(endpoint.path)
+        dropped = self._paths - _paths(_listeners(self._made))
+        # Whoever binds there from now on is another.
+        self._paths -= dropped
+        self._remove(dropped)
+
+    def _remove(self, paths: set[Endpoint]) -> None:
+        """Remove sockets that we have bound and that nobody serves any more."""
+        for endpoint in paths:
+            with contextlib.suppress(OSError):  # as where a folder was mounted read-only
+                remove_stale(endpoint.path)
 
 
 def _answer(reply: int, said: Mapping[str, Any], files: Sequence[int] = ()) -> None:

@@ -259,6 +259,49 @@ def test_a_plugin_that_others_could_change_is_not_run(door, users):
     assert "must belong to root" in door.account(door.joe, request=exists(door.joe))["error"]
 
 
+@pytest.mark.parametrize("since", ["the start", "a reload"])
+def test_what_another_serves_at_a_path_that_a_reload_has_dropped_is_left_to_it(door, since):
+    path = door.base / "socket"
+    kept = door.base / "kept"
+    both = [["mx", f"unix:{path}"], ["lmtp", f"unix:{kept}"]]
+    door.plan["listeners"] = both if since == "the start" else []
+    door.start()
+    if since == "a reload":
+        door.plan["listeners"] = both
+        door.write()
+        _, files = door.say({"do": "reload", "bind": [address for _, address in both]})
+        assert door.say({"do": "adopt"}) == ({}, [])
+        for one in files:
+            os.close(one)
+    door.plan["listeners"] = both[1:]
+    door.write()
+    door.say({"do": "reload", "bind": []})
+    assert door.say({"do": "adopt"}) == ({}, [])
+    assert door.say({"do": "unbind"}) == ({}, [])
+    # What the start has bound the supervisor of this test still serves.
+    assert path.exists() == (since == "the start")
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        if since == "the start":
+            other.listen()
+        door.end()
+        assert path.exists()
+    assert not kept.exists()
+
+
+def test_what_another_serves_at_a_path_of_ours_is_left_to_it_at_the_end(door):
+    path = door.base / "socket"
+    door.plan["listeners"] = [["mx", f"unix:{path}"]]
+    door.start()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        door.end()
+        assert path.exists()
+
+
 def test_a_reload_lists_what_is_listed_by_then(door):
     home = door.base / "home"
     home.mkdir()
