@@ -5,6 +5,7 @@ Each part is looked at before the next: what lies in a folder that others cannot
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -15,6 +16,8 @@ from gateway.errors import AgentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: What is not there, and in some of these cases never can be.
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 #: Links that may be followed on one path, as in the kernel.
 _LINKS = 40
 
@@ -36,6 +39,33 @@ def refuse_changeable(path: str | Path, account: int = 0) -> Path:
         _refuse(part, account)
         done = part.path
     return done
+
+
+def refuse_argument(word: str) -> None:
+    """Refuse a word that names a file which others than root could change or, where there is none yet, make.
+
+    It may be an option with the name at its end: `--config=/etc/x`, `-c/etc/x`. Raises AgentError, OSError.
+    """
+    names = [word, word.partition("=")[2]]
+    if word.startswith("-"):
+        names.append("".join(word.partition("/")[1:]))
+    for name in names:
+        _refuse_named(name)
+
+
+def _refuse_named(name: str) -> None:
+    ways = _parts(name)
+    last = next(ways)
+    try:
+        for part in ways:
+            _refuse(last)
+            last = part
+    except OSError as error:
+        if error.errno not in _MISSING:
+            raise
+        _refuse(last, sticky=False)
+    else:
+        _refuse(last)
 
 
 def owned(path: str | Path) -> os.stat_result:
@@ -78,7 +108,9 @@ def _refuse(part: _Part, account: int = 0, *, sticky: bool = True) -> None:
     folder = stat.S_ISDIR(status.st_mode)
     # What an account lets its own group write is its own to say, as it was under qmail.
     others = stat.S_IWOTH | (stat.S_IWGRP if status.st_uid == 0 else 0)
-    writable = status.st_mode & others and not stat.S_ISLNK(status.st_mode)
+    # To write to a device or a socket is to use it, not to change it.
+    used = any(kind(status.st_mode) for kind in (stat.S_ISLNK, stat.S_ISCHR, stat.S_ISSOCK))
+    writable = status.st_mode & others and not used
     # Of a sticky folder nobody can rename what is root's, or the account's.
     if status.st_uid not in (0, account) or (
         writable and not (sticky and folder and status.st_mode & stat.S_ISVTX)

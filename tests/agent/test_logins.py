@@ -101,6 +101,40 @@ def test_nor_what_others_could_change_of_what_it_is_given(door, users, credentia
     assert not (door.base / "ran").exists()
 
 
+def test_nor_with_a_name_in_an_option_or_of_a_file_that_others_could_make(door, users, credentials):
+    folder = door.base / "open"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    joes = folder / "config"
+    joes.touch()
+    os.chown(joes, users[door.joe].pw_uid, -1)
+    path = str(program(door, f"touch {door.base}/ran; exit 7"))
+    for name in (joes, folder / "none"):
+        for form in ("{}", "--config={}", "file={}", "-c{}", "--set=config={}"):
+            word = form.format(name)
+            door.plan["logins"][word] = [path, word, "/bin/true"]
+    door.start()
+    for word in door.plan["logins"]:
+        taken = word == "auth_checkpassword"
+        said = login(door, word, credentials("ann", "x"))
+        assert said == {"exit": 7} if taken else "it must belong to root" in said["error"], word
+        assert (door.base / "ran").exists() == taken, word
+        (door.base / "ran").unlink(missing_ok=True)
+
+
+def test_what_is_usual_in_arguments_is_taken(door, credentials):
+    program(door, "exit 7")
+    (door.base / "config").touch()
+    usual = [
+        *("-s", "smtp", "--", "--debug", "word=x", "--x=", "=", "-", ""),
+        *("/dev/null", "--log=/dev/null", f"--config={door.base}/config", f"-c{door.base}/not/there"),
+        *("--url=ldap://mail.example.org/dc=org", "mail.example.org", "/bin/true"),
+    ]
+    door.plan["logins"]["auth_checkpassword"][1:] = usual
+    door.start()
+    assert login(door, "auth_checkpassword", credentials("ann", "x")) == {"exit": 7}
+
+
 def test_no_more_than_a_few_at_a_time(door, credentials):
     program(door, "exec sleep 100")
     door.start()
