@@ -70,7 +70,7 @@ def run(conf: Path, plan: Plan, serve: Serve) -> int:
     account = user_of(made["user"], made["user_at"])
     shares = share_out(_listeners(made), made["workers"])
     try:
-        give_state(Path(made["state"]), account)
+        give_state(Path(made["state"]), account, guarded=True)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         agent = Agent(conf, plan, made, account, ours)
         for one in signals.OURS:

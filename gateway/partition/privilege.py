@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import ConfigError, Place, Problem
+from gateway.accounts.ownership import refuse_changeable
+from gateway.errors import AgentError, ConfigError, Place, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,17 +67,44 @@ def user_of(name: str, at: Sequence[Any] | None) -> pwd.struct_passwd:
     raise ConfigError(Problem(f"gateway.user: {wrong}", Place(*at) if at else None))
 
 
-def give_state(state: Path, account: pwd.struct_passwd) -> None:
-    """Hand the state folder over. What another user put there is a person's to sort out."""
-    state.mkdir(mode=0o750, parents=True, exist_ok=True)
-    owner = state.stat().st_uid
-    if owner == account.pw_uid:
-        return
-    if owner != 0 or any(state.iterdir()):
+def give_state(state: Path, account: pwd.struct_passwd, *, guarded: bool) -> None:
+    """Hand the state folder over. What another user put there is a person's to sort out.
+
+    Guarded: only where nobody but root could have the path lead elsewhere. Raises ConfigError.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if state.stat().st_uid == account.pw_uid:
+                return
+            _refuse_used(state, state.stat().st_uid, account, used=any(state.iterdir()))
+        folder = _open_state(_past_links(state.absolute()) if guarded else state)
+        try:
+            used = bool(os.listdir(folder))  # noqa: PTH208 - by its number
+            _refuse_used(state, os.fstat(folder).st_uid, account, used=used)
+            os.fchown(folder, account.pw_uid, account.pw_gid)
+        finally:
+            os.close(folder)
+    except (OSError, AgentError) as error:
+        raise ConfigError(Problem(f"gateway.state: {error}")) from error
+
+
+def _refuse_used(state: Path, owner: int, account: pwd.struct_passwd, *, used: bool) -> None:
+    if owner != 0 or used:
         raise ConfigError(
             Problem(f"gateway.state: {state} belongs to uid {owner}: run chown -R {account.pw_name} {state}")
         )
-    os.chown(state, account.pw_uid, account.pw_gid)
+
+
+def _past_links(path: Path) -> Path:
+    """Give where a path leads, as far as there is something. Raises AgentError where others could turn it."""
+    there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    return refuse_changeable(there) / path.relative_to(there)
+
+
+def _open_state(state: Path) -> int:
+    """Make the folder unless it is there, and open it; no link at its end is followed."""
+    state.mkdir(mode=0o750, parents=True, exist_ok=True)
+    return os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def become(uid: int, gid: int, name: str = "") -> None:
