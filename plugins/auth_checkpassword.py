@@ -26,7 +26,8 @@ class Settings(Section):
     #: The program with its arguments, each an item of the list; the first is an absolute path. What is to run
     #: when the password is right (`/bin/true`) is the last of them.
     program: list[str] = Field(min_length=1)
-    #: Run it as root. Only root may be able to change the program, and what files its arguments name.
+    #: Run it as root. Only root may be able to change the program and what files its arguments name, also
+    #: behind a `=`, or to make those that are not there.
     as_root: bool = False
 
 
