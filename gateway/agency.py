@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import socket
-import struct
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from gateway.errand import LONGEST_ANSWER, asked_to_deliver, asked_whether_exist
 from gateway.errors import AgentError
 from gateway.hookspecs import Stages
 from gateway.message import FileBody
+from gateway.passing import send_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,23 +54,21 @@ class Agency:
     def __init__(self, door: socket.socket) -> None:
         #: The way to the agent, which all processes of the gateway share.
         self.door = door
-        # A thread waits this long at most to be heard; what the loop sends waits in no case.
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(_WAIT), 0))
         self.uid = os.geteuid()
 
     def bound(self, step: Step, plugin: Plugin[Any], stage: str) -> Step:
         """Give the step of a plugin at `deliver` or `exists` that works as the account of the recipient."""
         return replace(step, call=_AsAccount(self, plugin, step.call).at(stage))
 
-    def read(self, path: Path) -> bytes:
-        """Read a file of TLS; have root open it where we may not. Not for the event loop: it waits.
+    def read(self, path: Path, within: float) -> bytes:
+        """Read a file of TLS; where we may not, have root open it within so many seconds.
 
-        Raises OSError.
+        Not for the event loop: it waits. Raises OSError.
         """
         with contextlib.suppress(PermissionError):
             return path.read_bytes()
         try:
-            said, files = self._ask_now({"do": "read", "path": str(path)})
+            said, files = self._ask_now({"do": "read", "path": str(path)}, within)
         except AgentError as error:
             raise TimeoutError(errno.ETIMEDOUT, str(error), str(path)) from error
         if not files:
@@ -159,7 +158,7 @@ class Agency:
         async with asyncio.timeout(_WAIT):
             while True:
                 try:
-                    socket.send_fds(self.door, [data], files, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    send_files(self.door, data, files)
                 except BlockingIOError:
                     await asyncio.sleep(_BUSY)
                 except OSError as error:
@@ -167,18 +166,30 @@ class Agency:
                 else:
                     return
 
-    def _ask_now(self, asked: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    def _ask_now(self, asked: dict[str, Any], within: float = _WAIT) -> tuple[dict[str, Any], list[int]]:
         """Ask, in a thread, what is answered at once. Raises AgentError."""
+        end = time.monotonic() + within
         ours, theirs = socket.socketpair()
         with ours:
-            ours.settimeout(_WAIT)
             try:
                 with theirs:
-                    socket.send_fds(self.door, [json.dumps(asked).encode()], [theirs.fileno()])
+                    self._send_now(json.dumps(asked).encode(), theirs.fileno(), end)
+                ours.settimeout(max(end - time.monotonic(), 0))
                 data, files, _, _ = socket.recv_fds(ours, _LONGEST_FILE, _MOST_FILES, socket.MSG_CMSG_CLOEXEC)
             except OSError as error:
                 raise AgentError(f"the agent does not answer: {error.strerror or error}") from error
         return (json.loads(data) if data else {"error": "the agent hung up"}), list(files)
+
+    def _send_now(self, data: bytes, reply: int, end: float) -> None:
+        """Send, until then, what has to wait for room. Raises OSError."""
+        while time.monotonic() < end:
+            try:
+                send_files(self.door, data, [reply])
+            except BlockingIOError:
+                time.sleep(_BUSY)
+            else:
+                return
+        raise TimeoutError("timed out")
 
 
 class _AsAccount:

@@ -39,6 +39,7 @@ from gateway.partition.children import IDLE, Children
 from gateway.partition.forking import serve_as, start_login
 from gateway.partition.notify import WORDS, notify
 from gateway.partition.privilege import give_state, read, user_of
+from gateway.passing import send_files
 
 if TYPE_CHECKING:
     import pwd
@@ -277,7 +278,6 @@ def _answer(reply: int, said: Mapping[str, Any], files: Sequence[int] = ()) -> N
     with contextlib.suppress(OSError):
         way = socket.socket(fileno=reply)
         try:
-            flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-            socket.send_fds(way, [json.dumps(said).encode()], files, flags)
+            send_files(way, json.dumps(said).encode(), files)
         finally:
             way.detach()

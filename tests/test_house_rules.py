@@ -20,7 +20,7 @@ DOORS = {"gateway", "gateway.smtp", "gateway.queue", "gateway.milter"}
 #: A file imports only what stands above it, or its own family.
 ORDER = (  # noqa: SIM905 - one name a line would be a screen
     "errors endpoint faultpoint decision address message envelope errand events interfaces "
-    "controls settings journal log services counters signals link "
+    "controls settings journal log services counters signals link passing "
     "hookspecs authentication when plugin accounts deadline chain isolation agency loader configuration "
     "routing queue server smtp milter reception answering serving listeners partition agent "
     "operations archiving qmail drops submit backups worker workers console supervisor testing commands"

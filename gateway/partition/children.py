@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import AgentError
 from gateway.partition.forking import start_child
+from gateway.passing import send_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ class Children:
         child = self._children.get(account) or self._start(account, plan)
         child.asked = time.monotonic()
         try:
-            socket.send_fds(child.way, [data], files, socket.MSG_DONTWAIT)
+            send_files(child.way, data, files)
         except BlockingIOError:
             raise AgentError(f"{account.user}: too much waits for this account") from None
         except OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 
     from gateway.settings import Certificate, Tls
 
-    #: Reads a file of ours; with an agent, its root side does.
-    Read = Callable[[Path], bytes]
+    #: Reads a file of ours, within so many seconds; with an agent, its root side does.
+    Read = Callable[[Path, float], bytes]
+
+#: A look at all files ends after so many seconds: what root has not read for us by then waits for the next.
+WITHIN = 30.0
 
 #: A certificate that ends within this many seconds is told once a day.
 _SOON = 14 * 86400.0
@@ -34,7 +38,7 @@ _DAY = 86400.0
 _VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, _: float) -> bytes:
     """Read a file as ourselves."""
     return path.read_bytes()
 
@@ -57,7 +61,8 @@ class Certificates:
 
     def __init__(self, settings: Tls, read: Read = read_file) -> None:
         self._settings = settings
-        self._read = read
+        self._reader = read
+        self._until = time.monotonic() + WITHIN
         try:
             self._authority = self._read_authority()
         except (OSError, ValueError) as error:
@@ -90,6 +95,7 @@ class Certificates:
         It is for a thread: to read may take its time.
         """
         told: list[events.Event] = []
+        self._until = time.monotonic() + WITHIN
         try:
             self._authority = self._read_authority()
         except Exception as error:  # noqa: BLE001 - as with a certificate
@@ -107,6 +113,10 @@ class Certificates:
                 loaded.told = now
                 told.append(events.TlsCertificateExpiring(file=str(one.certificate), expires=_date(end)))
         return told
+
+    def _read(self, path: Path) -> bytes:
+        """Read a file in what is left of the look. Raises OSError."""
+        return self._reader(path, max(self._until - time.monotonic(), 0))
 
     def _read_authority(self) -> bytes:
         """Read whose client certificates count. Raises OSError, ValueError."""

@@ -1,5 +1,6 @@
 """A worker that was taken over speaks to the agent: it gains nothing, and the agent lives."""
 
+import contextlib
 import json
 import os
 import socket
@@ -257,6 +258,17 @@ def test_a_plugin_that_others_could_change_is_not_run(door, users):
     door.plan["plugins"]["dot_qmail"]["path"] = str(path)
     door.start()
     assert "must belong to root" in door.account(door.joe, request=exists(door.joe))["error"]
+
+
+def test_an_answer_for_which_there_is_no_room_keeps_nobody_waiting(door):
+    door.start()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                theirs.send(b"x", socket.MSG_DONTWAIT)
+        socket.send_fds(door.way, [b'{"do": "notify", "word": "x"}'], [theirs.fileno()])
+        assert lives(door)
 
 
 @pytest.mark.parametrize("since", ["the start", "a reload"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway import agency, serving
+from gateway import serving
 from gateway.agency import Agency
 from gateway.counters import Counters
 from gateway.errors import ConfigError
@@ -18,6 +18,7 @@ from gateway.plugin import Services
 from gateway.services import Clock
 from gateway.serving import Serving
 from gateway.settings import Certificate, Settings, Tls
+from gateway.smtp import tls
 from gateway.testing.fakes import FakeDns
 
 PATIENCE = 20
@@ -55,7 +56,7 @@ def agent(files, monkeypatch):
     with ours, theirs:
         served = Serving(Services(clock, FakeDns(), Counters(clock), Agency(ours)), Settings.model_construct)
         monkeypatch.setattr(Path, "read_bytes", only_ours)
-        monkeypatch.setattr(agency, "_WAIT", SILENCE)
+        monkeypatch.setattr(tls, "WITHIN", SILENCE)
         yield Agent(theirs, served)
 
 
@@ -136,20 +137,58 @@ async def test_a_start_and_a_reload_do_not_wait_with_the_loop_either(agent, file
         await asking
 
 
-async def test_an_agent_that_takes_no_more_requests_is_given_up_too(agent, files, monkeypatch):
+async def test_an_agent_that_takes_no_more_requests_is_given_up_too(agent, files):
     await agent.load(files)
     door = agent.serving._services.agency.door
-    # What is sent waits until there is room.
-    monkeypatch.setattr(agency, "_WAIT", 1)
     stuffed = Agency(door)
     with suppress(BlockingIOError):
         while True:
             door.send(b"{}", socket.MSG_DONTWAIT)
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(OSError, match="the agent does not answer"):
-            await asyncio.to_thread(stuffed.read, files.key)
+            await asyncio.to_thread(stuffed.read, files.key, SILENCE)
 
 
-def test_whoever_renews_a_certificate_waits_for_less_than_a_minute():
-    # A look, and the longest that the agent may take for one file.
-    assert serving.LOOK + agency._WAIT <= 60
+class Silence:
+    """A clock, and files that nobody reads while it goes on."""
+
+    def __init__(self, speaks):
+        self.now = 0.0
+        self.speaks = speaks
+        self.asked = []
+
+    def read(self, path, within):
+        if self.speaks:
+            return path.read_bytes()
+        self.asked.append(path.name)
+        self.now += within
+        raise TimeoutError(110, "the agent does not answer", str(path))
+
+
+def test_several_silent_files_do_not_add_up_and_the_next_look_comes_within_a_minute(
+    files, tmp_path, monkeypatch
+):
+    other = Certificate(certificate=tmp_path / "other.pem", key=tmp_path / "other.key")
+    renew(other)
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    agent = Silence(speaks=True)
+    monkeypatch.setattr(tls.time, "monotonic", lambda: agent.now)
+    loaded = tls.Certificates(Tls(certificates=(files, other), client_ca=tmp_path / "ca.pem"), agent.read)
+    for looks in (1, 2):
+        agent.now, agent.speaks, agent.asked = looks * 1000.0, False, []
+        told = loaded.refresh(0.0)
+        # Each is told, though there was no time left to wait for the second.
+        assert agent.asked == ["ca.pem", "mx.pem", "other.pem"]
+        assert [one.NAME for one in told] == ["tls.certificate_failed"] * 3
+        assert agent.now - looks * 1000.0 + serving.LOOK <= 60
+    agent.speaks = True
+    renew(other)
+    assert [one.NAME for one in loaded.refresh(0.0)] == ["tls.certificate_loaded"]
+
+
+async def test_an_agent_is_not_even_asked_when_there_is_no_time_left(agent, files):
+    await agent.load(files)
+    with pytest.raises(OSError, match="the agent does not answer: timed out"):
+        await asyncio.to_thread(agent.serving._services.agency.read, files.key, 0)
+    with pytest.raises(BlockingIOError):
+        agent._way.recv(1)
