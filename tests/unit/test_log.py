@@ -13,7 +13,7 @@ import structlog
 
 from gateway.errors import ConfigError
 from gateway.events import DeliveryDelivered, MessageAccepted, SessionOpened
-from gateway.journal import Journal, read, tell
+from gateway.journal import Journal, read, stories
 from gateway.log import BACKLOG, Log, StreamOutput
 from gateway.settings import Output
 
@@ -91,7 +91,7 @@ def test_what_a_plugin_says_of_a_message_is_in_its_story(started):
     journal.emit(MessageAccepted(message="m1"))
     log.plugin("p").warning("odd header", message="m1")
     stop()
-    assert [one["event"] for one in tell(journal.folder, "m1")[0].events] == [
+    assert [one["event"] for one in stories(journal.folder, ["m1"])[0].events] == [
         "message.accepted",
         "plugin.logged",
     ]
