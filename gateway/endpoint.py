@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+#: Connections of a socket that wait to be taken; the kernel's net.core.somaxconn may allow fewer.
+BACKLOG = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:

@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gateway.endpoint import BACKLOG
 from gateway.errors import ListenError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     #: The sockets of one worker.
     Sockets = dict[Endpoint, list[socket.socket]]
 
-_BACKLOG = 1024
 _NO_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
@@ -165,7 +165,7 @@ def _tcp(family: int, address: tuple[Any, ...], *, together: bool = True) -> soc
         one.setblocking(False)
         one.bind(address)
         if together:
-            one.listen(_BACKLOG)
+            one.listen(BACKLOG)
         undo.pop_all()
     return one
 
@@ -183,7 +183,7 @@ def _unix(path: str) -> socket.socket:
             one.bind(path)
         finally:
             os.umask(before)
-        one.listen(_BACKLOG)
+        one.listen(BACKLOG)
         undo.pop_all()
     return one
 

@@ -7,6 +7,8 @@ import socket
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from gateway.endpoint import BACKLOG
+
 if TYPE_CHECKING:
     from gateway.settings import Limits
 
@@ -48,9 +50,10 @@ class Server(ABC, Generic[C]):
 
     async def listen(self, sock: socket.socket) -> Listening:
         """Serve at a listening socket until what this gives is closed."""
+        # The loop listens again, and by itself for a hundred: a burst of clients would be reset.
         if sock.family == socket.AF_UNIX:
-            return await self.loop.create_unix_server(self, sock=sock)
-        return await self.loop.create_server(self, sock=sock)
+            return await self.loop.create_unix_server(self, sock=sock, backlog=BACKLOG)
+        return await self.loop.create_server(self, sock=sock, backlog=BACKLOG)
 
     async def close_gently(self) -> None:
         """Let what is under way come to its answer, and wait until all clients are gone."""

@@ -8,12 +8,14 @@ import inspect
 import socket
 import struct
 import tracemalloc
+from pathlib import Path
 
 import aiosmtpd.smtp
 import pytest
 import uvloop
 
 from gateway.decision import Accept, Reject
+from gateway.endpoint import BACKLOG
 from gateway.envelope import Recipient, Session, Transaction, new_id
 from gateway.message import Memory, Spool
 from gateway.settings import Limits, Listener, Tls
@@ -162,6 +164,18 @@ async def test_replies_to_commands_of_one_packet_leave_in_one(serve, monkeypatch
     assert await replies(reader, 4) == [250, 250, 250, 354]
     assert len(sent) == 1
     client.close()
+
+
+async def test_a_burst_of_clients_finds_room(reception):
+    """A loop that serves at a socket listens again: with its own hundred, more at one time were reset."""
+    loop = asyncio.get_running_loop()
+    server = Server(reception, Limits(), "mx.example.org", MX, loop, None, Certificates(Tls()))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listening = await server.listen(sock)
+        # tcp_info of a socket that listens: tcpi_sacked is how many may wait.
+        (room,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 28)
+        listening.close()
+    assert room >= min(BACKLOG, int(Path("/proc/sys/net/core/somaxconn").read_text()))
 
 
 async def test_no_class_is_inspected_per_connection(serve, monkeypatch):
