@@ -69,12 +69,9 @@ def programs(configuration: Configuration) -> Iterator[Problem]:
 
     To be asked as `gateway.user`: these files are users'.
     """
-    try:
-        listed = list(_listed(configuration))
-    except ConfigError:
-        return  # a site's own `accounts` has settings of its own
     own = os.geteuid()
-    files = ((path, place) for _, home, uid, place in listed if uid == own for path in _dot_qmail(home))
+    homes = ((home, place) for _, home, uid, place in _known(configuration) if uid == own)
+    files = ((path, place) for home, place in homes for path in _dot_qmail(home))
     for path, place in islice(files, _FILES):
         if line := _program_line(path):
             text = f"{path}:{line}: no program runs as the gateway's own user: chown the home to another"
@@ -103,11 +100,7 @@ def _program_line(path: str) -> int:
 
 def _closed(configuration: Configuration, own: int) -> Iterator[Problem]:
     """Warn of each home that we may not write."""
-    try:
-        listed = list(_listed(configuration))
-    except ConfigError:
-        return  # a site's own `accounts` has settings of its own
-    for name, home, uid, place in listed:
+    for name, home, uid, place in _known(configuration):
         if uid != own and not os.access(home, os.W_OK | os.X_OK):
             unless = ", unless root starts the gateway" if uid else ""
             text = f"{name}: {home} belongs to uid {uid}, and uid {own} may not write it"
@@ -117,10 +110,18 @@ def _closed(configuration: Configuration, own: int) -> Iterator[Problem]:
 
 def _changeable(home: str, place: Place | None) -> Iterator[Problem]:
     """Warn of the `.qmail` files of a home that everybody may write, as far as we may look."""
-    for path in sorted(Path(home).glob(".qmail*")):
+    for path in map(Path, _dot_qmail(home)):
         if path.is_file() and path.stat().st_mode & stat.S_IWOTH:
             text = f"{path} is writable for everybody: run chmod o-w"
             yield Problem(f"accounts: mail will wait: {text}", place)
+
+
+def _known(configuration: Configuration) -> list[tuple[str, str, int, Place | None]]:
+    """Give what is listed; nothing where a site's own `accounts` has settings of its own."""
+    try:
+        return list(_listed(configuration))
+    except ConfigError:
+        return []
 
 
 def _listed(configuration: Configuration) -> Iterator[tuple[str, str, int, Place | None]]:

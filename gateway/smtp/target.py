@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gateway.endpoint import Endpoint
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -34,6 +36,4 @@ class Target:
     @property
     def address(self) -> str:
         """Where it is, whatever its name: "192.0.2.7:25", "[2001:db8::7]:25", "unix:/path"."""
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+        return str(Endpoint(self.ip, self.port, self.path))

@@ -1,5 +1,7 @@
 """Chains of a few bundled plugins, loaded by the real loader from settings as an admin writes them."""
 
+import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import structlog
 
 from gateway import loader
 from gateway.counters import Counters
-from gateway.envelope import Client, Session, Transaction
+from gateway.envelope import Client, Session, Transaction, new_id
 from gateway.plugin import Services, Site
 from gateway.settings.tree import Tree
 from gateway.testing.fakes import FakeClock, FakeDns
@@ -28,6 +30,29 @@ class Rest(Plugin):
     @hookimpl
     def deliver(self, delivery): ...
 """
+
+
+@pytest.fixture(scope="session")
+def postgres_plugin():
+    """Give the module of postgres_queue, with some of what lies beside it."""
+    name, folder = "plugin_tests_postgres", PLUGINS / "postgres_queue"
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for part in ("links", "store", "asking"):
+        setattr(module, part, importlib.import_module(f"{name}.{part}"))
+    return module
+
+
+@pytest.fixture
+def database(postgres_server):
+    """Give the name of a new database."""
+    name = f"nodes_{new_id().replace('-', '')}"
+    postgres_server.execute(f"CREATE DATABASE {name}")
+    yield name
+    postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

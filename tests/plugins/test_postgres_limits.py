@@ -1,11 +1,7 @@
 """postgres_queue: limits that hold over all nodes of one database, and on each node while it is away."""
 
 import asyncio
-import importlib
-import importlib.util
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from postgres_server import SECRET, Proxy
@@ -21,39 +17,19 @@ from gateway.services import Clock
 from gateway.testing.fakes import FakeClock
 from gateway.worker import Worker
 
-PLUGIN = Path(__file__).parents[2] / "plugins" / "postgres_queue"
 HOUR = 3600.0
 
 
-@pytest.fixture(scope="module")
-def plugin():
-    name = "plugin_tests_postgres_limits"
-    spec = importlib.util.spec_from_file_location(
-        name, PLUGIN / "__init__.py", submodule_search_locations=[str(PLUGIN)]
-    )
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for part in ("links", "store", "asking"):
-        setattr(module, part, importlib.import_module(f"{name}.{part}"))
-    return module
-
-
 @pytest.fixture
-def database(postgres_server):
-    name = f"limits_{new_id().replace('-', '')}"
-    postgres_server.execute(f"CREATE DATABASE {name}")
-    yield name
-    postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-async def node(plugin, database, postgres_server, tmp_path):
+async def node(postgres_plugin, database, postgres_server, tmp_path):
     """Give `await node(name)`: a store that is open, and its counters; closed at the end."""
     made = []
 
     async def make(name, *, port=None, lease=2.0, tell=lambda _: None):
-        where = plugin.links.Database(postgres_server.url_of(database, port=port), SECRET, name)
-        store = plugin.store.PostgresQueue(where, tmp_path / name, FakeClock().time, HOUR, lease, tell)
+        where = postgres_plugin.links.Database(postgres_server.url_of(database, port=port), SECRET, name)
+        store = postgres_plugin.store.PostgresQueue(
+            where, tmp_path / name, FakeClock().time, HOUR, lease, tell
+        )
         counters = store.counters(Counters(Clock()))
         await store.open()
         made.append(store)
@@ -133,10 +109,10 @@ async def test_slots_of_a_dead_node_are_given_back(node):
 
 
 async def test_a_node_counts_for_itself_while_the_database_is_away(
-    node, plugin, postgres_server, monkeypatch
+    node, postgres_plugin, postgres_server, monkeypatch
 ):
-    monkeypatch.setattr(plugin.asking, "PATIENCE", 0.2)
-    monkeypatch.setattr(plugin.asking, "AWAY", 0.2)
+    monkeypatch.setattr(postgres_plugin.asking, "PATIENCE", 0.2)
+    monkeypatch.setattr(postgres_plugin.asking, "AWAY", 0.2)
     said = []
     async with Proxy(postgres_server.port) as proxy:
         (_, a), (_, b) = await node("a", port=proxy.port, lease=10.0, tell=said.append), await node("b")

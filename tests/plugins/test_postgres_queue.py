@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import importlib
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from postgres_server import SECRET, Proxy
@@ -20,39 +18,18 @@ from gateway.queue import Filter, Finish
 from gateway.testing import Bench
 from gateway.testing.fakes import FakeClock
 
-PLUGIN = Path(__file__).parents[2] / "plugins" / "postgres_queue"
 LEASE = 2.0
 
 
-@pytest.fixture(scope="module")
-def plugin():
-    spec = importlib.util.spec_from_file_location(
-        "plugin_tests_postgres", PLUGIN / "__init__.py", submodule_search_locations=[str(PLUGIN)]
-    )
-    module = sys.modules["plugin_tests_postgres"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.links = importlib.import_module("plugin_tests_postgres.links")
-    module.store = importlib.import_module("plugin_tests_postgres.store")
-    return module
-
-
 @pytest.fixture
-def database(postgres_server):
-    name = f"nodes_{new_id().replace('-', '')}"
-    postgres_server.execute(f"CREATE DATABASE {name}")
-    yield name
-    postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-async def node(plugin, database, postgres_server, tmp_path):
+async def node(postgres_plugin, database, postgres_server, tmp_path):
     """Give `await node(name, port=..., ...)`: a store that is open, closed at the end."""
     made = []
 
     async def make(name="a", *, port=None, lease=LEASE, user="mail"):
         url = postgres_server.url_of(database, user, port)
-        where = plugin.links.Database(url, SECRET, name)
-        one = plugin.store.PostgresQueue(where, tmp_path / name, FakeClock().time, 3600.0, lease)
+        where = postgres_plugin.links.Database(url, SECRET, name)
+        one = postgres_plugin.store.PostgresQueue(where, tmp_path / name, FakeClock().time, 3600.0, lease)
         await one.open()
         made.append(one)
         return one

@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from gateway import events
+from gateway.envelope import Client
 from gateway.smtp.server.proxy import read_header, trusted
 from gateway.smtp.server.tls import HANDSHAKE, reason
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator
 
-    from gateway.envelope import Client
     from gateway.smtp.server.listening import Server
 
 #: After a failure to accept, such as no more open files, the next try waits this many seconds.
@@ -57,7 +57,7 @@ class Acceptor:
             return
         link.setblocking(False)
         ip = address[0] if isinstance(address, tuple) else ""
-        task = self._loop.create_task(self._begin(link, ip.removeprefix("::ffff:")))
+        task = self._loop.create_task(self._begin(link, Client(ip).ip))
         self._server.beginning.add(task)
         task.add_done_callback(self._server.beginning.discard)
 
